@@ -1,0 +1,52 @@
+// Softmax, position bias and importance statistics on a block of attention scores.
+
+void softmax(const SoftmaxArgs& args) {
+  const int64_t whole = args.n / V::kLanes * V::kLanes;
+  const int64_t tail = args.n - whole;
+  const int64_t padded = (args.n + kPanel - 1) / kPanel * kPanel;
+  const V::reg scale = V::set1(args.scale);
+  constexpr float kLowest = -3.4e38f;
+  for (int64_t i = 0; i < args.rows; ++i) {
+    float* s = args.s + i * args.ld;
+    V::reg top = V::set1(kLowest);
+    for (int64_t j = 0; j < whole; j += V::kLanes) top = V::max(top, V::mul(V::load(s + j), scale));
+    if (tail) {
+      // scale > 0, so the fill stays far below every real score.
+      top = V::max(top, V::mul(V::load_n(s + whole, tail, kLowest), scale));
+    }
+    const V::reg shift = V::set1(V::maximum(top));
+    V::reg total = V::zero();
+    for (int64_t j = 0; j < whole; j += V::kLanes) {
+      const V::reg e = exp(V::sub(V::mul(V::load(s + j), scale), shift));
+      V::store(s + j, e);
+      total = V::add(total, e);
+    }
+    float sum = V::sum(total);
+    if (tail) {
+      const V::reg e = exp(V::sub(V::mul(V::load_n(s + whole, tail, 0.0f), scale), shift));
+      V::store_n(s + whole, e, tail);
+      sum += V::sum(V::load_n(s + whole, tail, 0.0f));
+    }
+    for (int64_t j = args.n; j < padded; ++j) s[j] = 0.0f;
+    args.inv_sum[i] = 1.0f / sum;
+  }
+}
+
+void relative_bias(const RelativeBiasArgs& args) {
+  for (int64_t i = 0; i < args.rows; ++i) {
+    float* s = args.s + i * args.ld;
+    const float* table = args.table - args.query_position[i];
+    for (int64_t j = 0; j < args.n; ++j) s[j] = s[j] * args.scale + table[args.key_position[j]];
+  }
+}
+
+void column_sum(const ColumnSumArgs& args) {
+  for (int64_t j = 0; j < args.n; j += V::kLanes) {
+    V::reg acc = V::load(args.acc + j);
+    const float* p = args.p + j;
+    for (int64_t i = 0; i < args.rows; ++i) {
+      acc = V::fma(V::load(p + i * args.ld), V::set1(args.row_weight[i]), acc);
+    }
+    V::store(args.acc + j, acc);
+  }
+}

@@ -1,0 +1,23 @@
+#include <immintrin.h>
+
+#include "kernels/abi.h"
+
+namespace tokprune::kernels {
+namespace {
+
+constexpr int kGemmRows = 6;
+constexpr int kGemmPanels = 1;
+
+#include "kernels/vec_avx2.inl"
+
+#include "kernels/isa/table.inl"
+
+}  // namespace
+
+const KernelTable kAvx2Table = {
+    kGemmRows,
+#define TOKPRUNE_KERNEL(name, Args) name,
+#include "kernels/manifest.inc"
+};
+
+}  // namespace tokprune::kernels

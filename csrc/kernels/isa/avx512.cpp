@@ -1,0 +1,23 @@
+#include <immintrin.h>
+
+#include "kernels/abi.h"
+
+namespace tokprune::kernels {
+namespace {
+
+constexpr int kGemmRows = 12;
+constexpr int kGemmPanels = 2;
+
+#include "kernels/vec_avx512.inl"
+
+#include "kernels/isa/table.inl"
+
+}  // namespace
+
+const KernelTable kAvx512Table = {
+    kGemmRows,
+#define TOKPRUNE_KERNEL(name, Args) name,
+#include "kernels/manifest.inc"
+};
+
+}  // namespace tokprune::kernels

@@ -1,0 +1,111 @@
+#include "model/policy.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace tokprune {
+namespace {
+
+// The steps of one layer and one kind of place; `steps` is ordered by layer, then site.
+template <class Matches>
+std::span<const Step> find_steps(const std::vector<Step>& steps, const Matches& matches) {
+  const auto first = std::find_if(steps.begin(), steps.end(), matches);
+  const auto last = std::find_if_not(first, steps.end(), matches);
+  return {first, last};
+}
+
+void mark(std::vector<std::vector<int32_t>>& needed, int64_t layer, int32_t score) {
+  std::vector<int32_t>& list = needed[static_cast<std::size_t>(layer)];
+  if (std::find(list.begin(), list.end(), score) == list.end()) list.push_back(score);
+}
+
+void check_step(const Plan& plan, const Step& step) {
+  require(step.layer >= 0 && step.layer < plan.layers, "plan step names layer ", step.layer,
+          "; expected 0 to ", plan.layers - 1);
+  require(step.score >= 0 && step.score < static_cast<int64_t>(plan.scores.size()),
+          "plan step names score ", step.score, "; there are ", plan.scores.size());
+  const Score& score = plan.scores[static_cast<std::size_t>(step.score)];
+  require(step.site != Site::kEmbed || step.layer == 0, "an embed step belongs to layer 0");
+  if (score.from_attention()) {
+    const bool before_attention =
+        step.site == Site::kEmbed || (step.site == Site::kPre && step.layer == 0) ||
+        (step.site == Site::kMid && score.from_previous && step.layer == 0);
+    require(!before_attention, "no attention has run yet where a plan step of layer ", step.layer,
+            " asks for its scores");
+    require(!score.value_norm || step.site == Site::kMid,
+            "value_norm scores exist only at site mid");
+  }
+  require(plan.passive_first || step.select.min_tokens >= 1,
+          "a plan step may keep no token at all; min_tokens must be at least 1");
+  require(step.select.kind != SelectKind::kRankBins || !step.select.bits.empty(),
+          "rank_bins needs at least one bin");
+  require(!(step.action == Action::kPackage && (plan.restores || plan.passive_first)),
+          "package can be combined neither with restore nor with a passive first token");
+}
+
+}  // namespace
+
+void Plan::finish() {
+  require(layers > 0, "plan 'layers' is ", layers, "; expected a positive number");
+  require(!(passive_first && protect_first),
+          "a protected first token cannot also be passive after being dropped");
+  restores = std::any_of(steps.begin(), steps.end(),
+                         [](const Step& s) { return s.action == Action::kRestore; });
+  require(std::is_sorted(steps.begin(), steps.end(),
+                         [](const Step& a, const Step& b) {
+                           return std::pair(a.layer, a.site) < std::pair(b.layer, b.site);
+                         }),
+          "plan steps are not in order of layer and site");
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    check_step(*this, steps[i]);
+    const bool package_ends_site =
+        i + 1 == steps.size() || steps[i].site != Site::kMid || steps[i].action != Action::kPackage ||
+        steps[i + 1].layer != steps[i].layer || steps[i + 1].site != Site::kMid;
+    require(package_ends_site, "package must be the last mid step of its layer");
+  }
+  if (output == OutputKind::kTokens || (output == OutputKind::kMean && over == OutputOver::kRestored)) {
+    require(std::all_of(steps.begin(), steps.end(),
+                        [](const Step& s) { return s.action == Action::kRestore; }),
+            "an output over restored tokens needs every action to be restore");
+  }
+
+  const auto count = static_cast<std::size_t>(layers);
+  attention_scores.assign(count, {});
+  mid_steps.clear();
+  post_steps.clear();
+  pre_steps.clear();
+  for (int32_t l = 0; l < layers; ++l) {
+    mid_steps.push_back(find_steps(
+        steps, [l](const Step& s) { return s.layer == l && s.site == Site::kMid; }));
+    post_steps.push_back(find_steps(
+        steps, [l](const Step& s) { return s.layer == l && s.site == Site::kPost; }));
+    pre_steps.push_back(
+        find_steps(steps, [l](const Step& s) { return s.layer == l && s.site < Site::kMid; }));
+  }
+  for (const Step& step : steps) {
+    const Score& score = scores[static_cast<std::size_t>(step.score)];
+    if (!score.from_attention()) continue;
+    const bool earlier =
+        step.site == Site::kPre || (step.site == Site::kMid && score.from_previous);
+    const int64_t source = step.layer - (earlier ? 1 : 0);
+    if (score.kind == ScoreKind::kAttentionCumulative) {
+      for (int64_t l = 0; l <= source; ++l) mark(attention_scores, l, step.score);
+    } else {
+      mark(attention_scores, source, step.score);
+    }
+  }
+}
+
+void Plan::check_fits(const EncoderConfig& config) const {
+  require(layers == config.layers, "the policy is for ", layers, " layers; the model has ",
+          config.layers);
+  for (const Score& score : scores) {
+    if (score.kind != ScoreKind::kTable) continue;
+    const int64_t rows = score.by_position ? config.max_positions : config.vocab_size;
+    require(static_cast<int64_t>(score.table.size()) >= rows, "a score table has ",
+            score.table.size(), " rows; the model needs ", rows);
+  }
+}
+
+}  // namespace tokprune

@@ -1,0 +1,86 @@
+// A compiled pruning policy: what Python's policy format becomes for one profile.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "model/config.h"
+#include "ops/score.h"
+#include "ops/select.h"
+
+namespace tokprune {
+
+enum class ScoreKind : uint8_t { kAttentionColumn, kAttentionCls, kAttentionCumulative, kTable, kRandom };
+enum class Site : uint8_t {
+  kEmbed,  // after the embeddings
+  kPre,    // before the layer
+  kMid,    // after its softmax, before P V and the output projection
+  kPost,   // after the layer
+};
+enum class Action : uint8_t {
+  kDrop,
+  kRestore,  // drop, and give the last full state back in the final output
+  kPackage,  // dropped tokens become one weighted-mean row
+};
+enum class OutputKind : uint8_t { kNone, kCls, kMean, kTokens };
+enum class OutputOver : uint8_t { kKept, kSize, kRestored };
+
+struct Score {
+  ScoreKind kind = ScoreKind::kAttentionColumn;
+  HeadReduction heads = HeadReduction::kMean;
+  bool diagonal = true;
+  Statistic::Query query = Statistic::Query::kAlive;
+  int32_t segment = 0;
+  ScoreNorm norm = ScoreNorm::kNone;
+  float norm_constant = 1.0f;
+  bool from_previous = false;  // at mid: taken from the layer before
+  float decay = 1.0f;
+  bool value_norm = false;
+  std::vector<float> table;
+  bool by_position = false;  // table index: position instead of token id
+  uint64_t seed = 0;
+
+  bool from_attention() const { return kind <= ScoreKind::kAttentionCumulative; }
+};
+
+struct Step {
+  int32_t layer = 0;
+  Site site = Site::kMid;
+  int32_t score = 0;
+  Selector select;
+  Action action = Action::kDrop;
+};
+
+struct Plan {
+  int64_t layers = 0;
+  bool protect_first = false;
+  bool protect_last = false;
+  std::vector<int32_t> protect_tokens;
+  int32_t protect_segment = -1;
+  int64_t skip_below = 0;
+  bool passive_first = false;  // a dropped first token goes on without attention context
+  OutputKind output = OutputKind::kNone;
+  OutputOver over = OutputOver::kKept;
+  std::vector<Score> scores;
+  std::vector<Step> steps;  // in order of execution
+
+  // Derived by finish().
+  std::vector<std::vector<int32_t>> attention_scores;  // [layer] scores to take from its attention
+  std::vector<std::span<const Step>> mid_steps;        // [layer]
+  // [layer] steps between layer - 1 and layer: post(layer - 1), then embed and pre(layer).
+  std::vector<std::span<const Step>> post_steps;
+  std::vector<std::span<const Step>> pre_steps;
+  bool restores = false;  // some action is kRestore
+
+  // Checks the plan and derives the per-layer views. Throws std::invalid_argument.
+  void finish();
+  // Checks it against a model. Throws std::invalid_argument.
+  void check_fits(const EncoderConfig& config) const;
+
+  Plan() = default;
+  Plan(const Plan&) = delete;  // the views point into steps
+  Plan& operator=(const Plan&) = delete;
+};
+
+}  // namespace tokprune

@@ -1,0 +1,69 @@
+// Everything one forward pass writes, planned before it starts. One workspace per concurrent call.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/aligned.h"
+#include "model/config.h"
+#include "model/policy.h"
+#include "model/pruner.h"
+#include "ops/attention.h"
+
+namespace tokprune {
+
+// Activations are row-major with a row stride that is an odd number of cache lines: rows a power of
+// two apart would compete for the same sets of the cache.
+int64_t row_stride(int64_t columns);
+
+struct WorkspacePlan {
+  int64_t tokens = 0;
+  int64_t sequences = 0;
+  int64_t longest = 0;  // longest sequence
+  int64_t scores = 0;   // of the policy
+  bool mid_steps = false;
+  bool restores = false;
+};
+
+struct Workspace {
+  WorkspacePlan plan;
+  int64_t ld_hidden = 0, ld_qkv = 0, ld_ffn = 0, ld_embedding = 0, ld_pooled = 0;
+
+  // Two buffers of layer inputs and outputs that swap roles, [tokens, ld_hidden].
+  AlignedArray<float> x_memory, y_memory;
+  float* x = nullptr;
+  float* y = nullptr;
+  AlignedArray<float> qkv;        // [tokens, ld_qkv]
+  AlignedArray<float> context;    // [tokens, ld_hidden]
+  AlignedArray<float> ffn;        // [tokens, ld_ffn]
+  AlignedArray<float> embedding;  // [tokens, ld_embedding], if it is projected
+  // If the policy restores: the last state of every token that has one, and which tokens do.
+  AlignedArray<float> restored;        // [tokens, ld_hidden]
+  AlignedArray<uint8_t> is_restored;   // [tokens]
+  AlignedArray<int32_t> output_begin;  // [sequences + 1]
+  AlignedArray<float> probabilities;
+  AlignedArray<float> inv_sum;             // [heads][tokens]
+  AlignedArray<int64_t> probability_at;    // [sequences]
+  AlignedArray<KeptRows> kept_rows;        // [sequences]
+  // [tokens] each. position_index counts a token's predecessors; survivors lists rows between
+  // layers.
+  AlignedArray<int32_t> ids, types, positions, rows, position_index, survivors;
+  AlignedArray<float> pooled, pooled_next;            // [sequences, ld_pooled]
+  AlignedArray<float> pool_weight;                    // [tokens]
+  AlignedArray<int32_t> pool_begin;                   // [sequences + 1]
+  AlignedArray<float> logits;                         // [tokens or sequences, ld_logits]
+  int64_t ld_logits = 0;
+  AlignedArray<int32_t> kept_counts;  // [layers][sequences]
+  std::vector<AttentionScratch> scratch;
+  Pruner pruner;
+
+  // Grows to hold `wanted`; a no-op when it already does.
+  void reserve(const EncoderConfig& config, int64_t widest_pooled, int64_t logit_columns,
+               const WorkspacePlan& wanted, int64_t threads);
+};
+
+// Largest total of stored probabilities (floats). Sequences beyond it take the fused form of
+// attention, which stores none, so memory stays bounded whatever their length.
+constexpr int64_t kProbabilityBudget = int64_t{1} << 22;
+
+}  // namespace tokprune

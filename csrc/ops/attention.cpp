@@ -1,0 +1,241 @@
+#include "ops/attention.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/math.h"
+
+namespace tokprune {
+namespace {
+
+using kernels::Epilogue;
+using kernels::kPanel;
+
+// Query rows per block: the block of scores and one pair of key panels stay in the first-level
+// cache for sequences of usual length.
+constexpr int64_t kQueryBlock = 24;
+
+// One (sequence, head) pair.
+struct Head {
+  const AttentionArgs& args;
+  const kernels::KernelTable& kernels;
+  const AttentionScratch& scratch;
+  RowSpan rows;
+  int64_t head;
+
+  int64_t dim() const { return args.shape.head_dim; }
+  const float* part(int64_t index) const {
+    return args.qkv + rows.begin * args.ld_qkv + index * args.shape.part_stride + head * dim();
+  }
+
+  void pack_keys() const {
+    kernels.pack_transposed({.src = part(1),
+                             .ld_src = args.ld_qkv,
+                             .dst = scratch.keys(),
+                             .n = rows.count,
+                             .k = dim()});
+  }
+
+  void pack_values() const {
+    kernels.pack_rows({.src = part(2),
+                       .ld_src = args.ld_qkv,
+                       .dst = scratch.values(),
+                       .n = dim(),
+                       .k = rows.count});
+  }
+
+  // Unnormalised probabilities of query rows [q0, q0 + queries), and the inverse of their sums.
+  void probabilities(int64_t q0, int64_t queries, float* p, int64_t ld, float* inv_sum) const {
+    kernels::GemmArgs gemm{};
+    gemm.a = part(0) + q0 * args.ld_qkv;
+    gemm.lda = args.ld_qkv;
+    gemm.b = scratch.keys();
+    gemm.b_panel_stride = dim() * kPanel;
+    gemm.c = p;
+    gemm.ldc = ld;
+    gemm.m = queries;
+    gemm.panels = ceil_div(rows.count, kPanel);
+    gemm.k = dim();
+    gemm.epilogue = Epilogue::kNone;
+    kernels.gemm(gemm);
+    float scale = args.shape.scale;
+    if (args.bias.table) {
+      const int64_t max = args.bias.max_positions;
+      kernels.relative_bias({.s = p,
+                             .ld = ld,
+                             .rows = queries,
+                             .n = rows.count,
+                             .scale = scale,
+                             .table = args.bias.table + head * (2 * max - 1) + max - 1,
+                             .query_position = args.position + rows.begin + q0,
+                             .key_position = args.position + rows.begin});
+      scale = 1.0f;
+    }
+    kernels.softmax({.s = p,
+                     .ld = ld,
+                     .rows = queries,
+                     .n = rows.count,
+                     .scale = scale,
+                     .inv_sum = inv_sum});
+  }
+
+  bool votes(const Statistic& statistic, int64_t query) const {
+    switch (statistic.query) {
+      case Statistic::Query::kAlive: return true;
+      case Statistic::Query::kFirst: return query == 0;
+      case Statistic::Query::kSegment: break;
+    }
+    return args.segment[rows.begin + query] == statistic.segment;
+  }
+
+  void clear_statistics() const {
+    for (const Statistic& statistic : args.statistics) {
+      float* sum = statistic.sum + head * statistic.ld + rows.begin;
+      std::fill_n(sum, rows.count, 0.0f);
+    }
+  }
+
+  void add_statistics(int64_t q0, int64_t queries, float* p, int64_t ld,
+                      const float* inv_sum) const {
+    for (const Statistic& statistic : args.statistics) {
+      float* weight = scratch.row_weight();
+      bool any = false;
+      for (int64_t i = 0; i < queries; ++i) {
+        const bool vote = votes(statistic, q0 + i);
+        weight[i] = vote ? inv_sum[i] : 0.0f;
+        any |= vote;
+      }
+      if (!any) continue;
+      float own[kQueryBlock];
+      if (!statistic.diagonal) {
+        for (int64_t i = 0; i < queries; ++i) own[i] = std::exchange(p[i * ld + q0 + i], 0.0f);
+      }
+      // The kernel writes whole vectors; neighbouring sequences share the row of sums, so it works
+      // on a private copy whose tail is not copied back.
+      float* sum = statistic.sum + head * statistic.ld + rows.begin;
+      float* acc = weight + kQueryBlock;
+      std::copy_n(sum, rows.count, acc);
+      kernels.column_sum({.p = p,
+                          .ld = ld,
+                          .rows = queries,
+                          .n = rows.count,
+                          .row_weight = weight,
+                          .acc = acc});
+      std::copy_n(acc, rows.count, sum);
+      if (!statistic.diagonal) {
+        for (int64_t i = 0; i < queries; ++i) p[i * ld + q0 + i] = own[i];
+      }
+    }
+  }
+
+  void values(const float* p, int64_t ld, int64_t queries, const float* inv_sum, float* dst) const {
+    // Whole panels are written, so a head narrower than its panels goes through scratch.
+    const bool direct = dim() % kPanel == 0;
+    const int64_t padded = round_up(dim(), kPanel);
+    kernels::GemmArgs gemm{};
+    gemm.a = p;
+    gemm.lda = ld;
+    gemm.b = scratch.values();
+    gemm.b_panel_stride = rows.count * kPanel;
+    gemm.m = queries;
+    gemm.panels = padded / kPanel;
+    gemm.k = rows.count;
+    gemm.epilogue = Epilogue::kRowScale;
+    gemm.row_scale = inv_sum;
+    gemm.c = direct ? dst : scratch.output();
+    gemm.ldc = direct ? args.ld_dst : padded;
+    kernels.gemm(gemm);
+    if (direct) return;
+    for (int64_t i = 0; i < queries; ++i) {
+      std::copy_n(scratch.output() + i * padded, dim(), dst + i * args.ld_dst);
+    }
+  }
+
+  float* output(int64_t row) const { return args.dst + row * args.ld_dst + head * dim(); }
+};
+
+template <class Body>
+void for_each_head(const Context& context, const AttentionArgs& args, const Body& body) {
+  const int64_t heads = args.shape.heads;
+  const auto tasks = static_cast<int64_t>(args.sequences.size()) * heads;
+  context.pool->for_each(tasks, [&](int64_t task, int part) {
+    const int64_t sequence = task / heads;
+    const RowSpan rows = args.sequences[static_cast<std::size_t>(sequence)];
+    if (rows.count == 0) return;
+    body(Head{args, *context.kernels, args.scratch[part], rows, task % heads}, sequence);
+  });
+}
+
+}  // namespace
+
+AttentionScratch::AttentionScratch(const AttentionShape& shape, int64_t max_keys) {
+  const int64_t keys = round_up(max_keys, kPanel);
+  const int64_t dim = round_up(shape.head_dim, kPanel);
+  values_at_ = keys * dim;
+  block_at_ = values_at_ + keys * dim;
+  output_at_ = block_at_ + kQueryBlock * keys;
+  weight_at_ = output_at_ + kQueryBlock * dim;
+  memory_ = AlignedArray<float>(static_cast<std::size_t>(weight_at_ + 2 * kQueryBlock + keys));
+}
+
+void attention(const Context& context, const AttentionArgs& args, bool first_row_only) {
+  for_each_head(context, args, [&](const Head& head, int64_t sequence) {
+    head.pack_keys();
+    head.pack_values();
+    head.clear_statistics();
+    const int64_t ld = round_up(head.rows.count, kPanel);
+    const int64_t total = first_row_only ? 1 : head.rows.count;
+    float* p = head.scratch.block();
+    float inv_sum[kQueryBlock];
+    for (int64_t q0 = 0; q0 < total; q0 += kQueryBlock) {
+      const int64_t queries = std::min(kQueryBlock, total - q0);
+      head.probabilities(q0, queries, p, ld, inv_sum);
+      head.add_statistics(q0, queries, p, ld, inv_sum);
+      head.values(p, ld, queries, inv_sum,
+                  head.output(first_row_only ? sequence : head.rows.begin + q0));
+    }
+  });
+}
+
+int64_t probability_floats(const AttentionShape& shape, int64_t keys) {
+  return shape.heads * keys * round_up(keys, kPanel);
+}
+
+void attention_probabilities(const Context& context, const AttentionArgs& args,
+                             const ProbabilityStore& store) {
+  for_each_head(context, args, [&](const Head& head, int64_t sequence) {
+    head.pack_keys();
+    head.clear_statistics();
+    const int64_t n = head.rows.count;
+    const int64_t ld = round_up(n, kPanel);
+    float* p = store.data + store.offset[sequence] + head.head * n * ld;
+    float* inv_sum = store.inv_sum + head.head * store.ld + head.rows.begin;
+    for (int64_t q0 = 0; q0 < n; q0 += kQueryBlock) {
+      const int64_t queries = std::min(kQueryBlock, n - q0);
+      head.probabilities(q0, queries, p + q0 * ld, ld, inv_sum + q0);
+      head.add_statistics(q0, queries, p + q0 * ld, ld, inv_sum + q0);
+    }
+  });
+}
+
+void attention_values(const Context& context, const AttentionArgs& args,
+                      const ProbabilityStore& store, std::span<const KeptRows> kept) {
+  for_each_head(context, args, [&](const Head& head, int64_t sequence) {
+    const KeptRows& keep = kept[static_cast<std::size_t>(sequence)];
+    if (keep.count == 0) return;
+    head.pack_values();
+    const int64_t n = head.rows.count;
+    const int64_t ld = round_up(n, kPanel);
+    float* p = store.data + store.offset[sequence] + head.head * n * ld;
+    float* inv_sum = store.inv_sum + head.head * store.ld + head.rows.begin;
+    for (int64_t i = 0; i < keep.count; ++i) {
+      const int64_t from = keep.row[i] - head.rows.begin;
+      if (from == i) continue;
+      std::copy_n(p + from * ld, n, p + i * ld);
+      inv_sum[i] = inv_sum[from];
+    }
+    head.values(p, ld, keep.count, inv_sum, head.output(keep.out_begin));
+  });
+}
+
+}  // namespace tokprune

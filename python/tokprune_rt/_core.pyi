@@ -1,0 +1,54 @@
+"""Types of the compiled extension."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+class ForwardResult(TypedDict):
+    hidden: NDArray[np.float32] | None
+    positions: NDArray[np.int32]
+    cu_kept: NDArray[np.int32]
+    pooled: NDArray[np.float32] | None
+    logits: NDArray[np.float32] | None
+    kept: NDArray[np.int32]
+    macs: int
+    trace_kept: list[list[NDArray[np.int32]]] | None
+    trace_scores: list[list[NDArray[np.float32]] | None] | None
+
+def isa_levels() -> list[str]: ...
+def default_threads() -> int: ...
+def activations() -> dict[str, list[str]]: ...
+
+class Plan:
+    def __init__(self, plan: Mapping[str, Any]) -> None: ...
+
+class Encoder:
+    def __init__(
+        self,
+        config: Mapping[str, int | float | bool | str | Sequence[str]],
+        tensors: Mapping[str, NDArray[np.float32]],
+        threads: int = 0,
+        isa: str = "",
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def forward(
+        self,
+        input_ids: NDArray[np.int32],
+        cu_seqlens: NDArray[np.int32],
+        *,
+        token_type_ids: NDArray[np.int32] | None = None,
+        segment_ids: NDArray[np.int32] | None = None,
+        protect: NDArray[np.uint8] | None = None,
+        pool_skip: NDArray[np.int32] | None = None,
+        plan: Plan | None = None,
+        want: Literal["hidden", "pooled", "logits"] = "hidden",
+        normalize: bool = False,
+        trace: bool = False,
+    ) -> ForwardResult: ...

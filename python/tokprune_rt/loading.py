@@ -1,0 +1,76 @@
+"""`load`: a model's name to a ready `Model`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tokprune_rt.loader import EncoderConfig, SentenceSetup, load_model, resolve
+from tokprune_rt.model import Model
+from tokprune_rt.policy import (
+    ModelInfo,
+    Policy,
+    PolicySource,
+    bind_policy,
+    find_policy,
+    load_policy,
+)
+
+PRECISIONS = ("auto", "fp32")
+
+
+def load(
+    name: str | os.PathLike[str],
+    policy: PolicySource = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    isa: str | None = None,
+) -> Model:
+    """Load a model for CPU inference.
+
+    Args:
+        name: a model folder, an installed weight package or the model it carries, or a Hugging Face
+            hub id.
+        policy: ``"auto"`` uses the folder's token_policy.json if there is one, ``"off"`` runs
+            dense; else the path of a policy, its content as a dict, or a `Policy`.
+        precision: ``"auto"`` or ``"fp32"``.
+        threads: worker threads; default: what the CPU, the affinity mask and the cgroup allow.
+        isa: instruction set to use, for example ``"avx2"``; default: ``TOKPRUNE_ISA`` or the best
+            one.
+
+    Raises:
+        FileNotFoundError: nothing answers to ``name``.
+        ModelFormatError: a file of the model is missing, damaged or contradictory.
+        UnsupportedModelError: the architecture or an option of it is not supported.
+        PolicyError: the policy is malformed or does not fit the model.
+        ValueError: an unknown precision or instruction set, or a bad number of threads.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; supported are {', '.join(PRECISIONS)}")
+    if threads is not None:
+        if isinstance(threads, bool) or not isinstance(threads, int):
+            raise TypeError(f"threads must be an int or None, got {type(threads).__name__}")
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+    folder = resolve(name)
+    loaded = load_model(folder)
+    chosen = choose_policy(policy, folder, loaded.config, loaded.setup)
+    return Model(loaded, os.fspath(name), policy=chosen, threads=threads, isa=isa)
+
+
+def choose_policy(
+    source: PolicySource, folder: Path, config: EncoderConfig, setup: SentenceSetup
+) -> Policy | None:
+    """The policy that ``source`` stands for, checked against the model; None for a dense model."""
+    if isinstance(source, str) and source == "off":
+        return None
+    if isinstance(source, str) and source == "auto":
+        found = find_policy(folder)
+    else:
+        found = load_policy(source)
+    if found is None:
+        return None
+    info = ModelInfo.from_config(
+        config.core_config(setup.pooling, ()), span=config.task == "question-answering"
+    )
+    return bind_policy(found, info)

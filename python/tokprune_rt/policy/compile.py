@@ -1,0 +1,102 @@
+"""Translation of a validated policy and a profile into the plan that the engine executes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .rules import SCALED, effective_bounds
+from .schema import OFF, Limits, Policy, Score, Select, Step
+
+_SITES = ("embed", "pre", "mid", "post")
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ratio": {"of": "n", "round": "ceil"},
+    "threshold_rel": {"of": "max"},
+    "rank_bins": {"bin_rule": "int"},
+}
+_OUTPUTS = {"tokens_restored": "tokens", "span": "tokens"}
+
+
+def compile_plan(policy: Policy, profile: str | None = None) -> dict[str, Any] | None:
+    """Compiles a policy for execution.
+
+    Args:
+        policy: a parsed policy. Bind it to its model first (`bind_policy`), so that an output it
+            leaves open is known; otherwise the plan's output kind is "none".
+        profile: name of a profile; None uses the plain numbers of the policy.
+
+    Returns:
+        The plan: one entry per (layer, step) in order of execution, every number resolved, only
+        the scores in use. None when nothing is pruned: the profile "off", or no steps.
+
+    Raises:
+        ValueError: the policy has no such profile.
+    """
+    if profile == OFF:
+        return None
+    selects, limits, scale = policy.resolve(profile)
+    if not policy.steps:
+        return None
+    used = [name for name in policy.scores if any(s.score == name for s in policy.steps)]
+    steps: list[dict[str, Any]] = []
+    for step, select in zip(policy.steps, selects, strict=True):
+        for index, layer in enumerate(step.layers):
+            entry = {"layer": layer, "site": step.site, "score": used.index(step.score)}
+            entry["action"] = step.action
+            entry["select"] = _select(policy, step, select, limits, scale, index)
+            steps.append(entry)
+    steps.sort(key=lambda entry: (entry["layer"], _SITES.index(entry["site"])))
+
+    protect, output = policy.protect, policy.output
+    return {
+        "layers": policy.layers,
+        "protect": {
+            "first": protect.first,
+            "last": protect.last,
+            "token_ids": list(protect.token_ids),
+            "segment": -1 if protect.segment is None else protect.segment,
+        },
+        "skip_below": limits.skip_below,
+        "dead_first": policy.dead_first,
+        "output": {
+            "kind": "none" if output is None else _OUTPUTS.get(output.kind, output.kind),
+            "over": "kept" if output is None else output.over,
+        },
+        "scores": [_score(policy, policy.scores[name]) for name in used],
+        "steps": steps,
+    }
+
+
+def _score(policy: Policy, score: Score) -> dict[str, Any]:
+    return {
+        "kind": score.kind,
+        "heads": score.heads,
+        "diagonal": score.diagonal,
+        "query": score.query,
+        "segment": -1 if score.segment is None else score.segment,
+        "norm": score.norm,
+        "n": 0.0 if score.n is None else score.n,
+        "from": score.source,
+        "decay": score.decay,
+        "value_norm": score.value_norm,
+        "table": None if score.tensor is None else policy.tensors[score.tensor],
+        "index": score.index,
+        "seed": score.seed,
+    }
+
+
+def _select(
+    policy: Policy, step: Step, select: Select, limits: Limits, scale: float, index: int
+) -> dict[str, Any]:
+    least, most = effective_bounds(select, limits, index, policy.dead_first)
+    result: dict[str, Any] = {"kind": step.select.kind, "min_tokens": least, "max_tokens": most}
+    for name, values in select.values.items():
+        if name not in ("min_tokens", "max_tokens"):
+            value = values[index]
+            result[name] = list(value) if name == "bits" else value
+    result.update({**_DEFAULTS.get(select.kind, {}), **select.options})
+    if select.kind in SCALED:
+        result[SCALED[select.kind]] *= scale
+    if select.kind == "threshold":
+        result["theta"] = max(result.pop("floor", 0.0), result["theta"])
+    return result

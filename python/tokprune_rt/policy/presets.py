@@ -1,0 +1,74 @@
+"""Policies from the parameters of published methods.
+
+`preset(name, layers=..., ...)` returns a policy document for `parse_policy`, `load` or `export`;
+only `layers`, the layer count of the model, is always required. Without learned parameters every
+preset (except `static-idf`, which needs its table) has a mild setting that works untrained.
+
+Every preset also takes:
+    protect_first, protect_last, protect_token_ids, protect_segment: tokens that never leave.
+        Untrained settings protect the first and the last token: special tokens soak up attention
+        in most encoders and would distort the choice. For pairs, add the separator's id.
+    min_tokens, max_tokens, skip_below: see `Limits`.
+    action: "drop" (default), "restore" (models with an output per token) or "package". Not for
+        `top`, whose `task` decides it.
+    output: {"kind": ..., "over": ...}; left to the model by default.
+    profiles: {name: overrides}; see `Profile`.
+    name, provenance: stored as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .preset_parts import Document
+from .presets_free import idf_table, quantile, spatten, static_idf, top_p, topk
+from .presets_learned import lat, ltp, power_bert, top
+
+__all__ = [
+    "PRESETS",
+    "idf_table",
+    "lat",
+    "ltp",
+    "power_bert",
+    "preset",
+    "quantile",
+    "spatten",
+    "static_idf",
+    "top",
+    "top_p",
+    "topk",
+]
+
+PRESETS: dict[str, Callable[..., Document]] = {
+    "ltp": ltp,
+    "top": top,
+    "topk": topk,
+    "power-bert": power_bert,
+    "spatten": spatten,
+    "lat": lat,
+    "quantile": quantile,
+    "top-p": top_p,
+    "static-idf": static_idf,
+}
+"""Name -> builder of a policy document."""
+
+
+def preset(name: str, /, **params: Any) -> Document:
+    """Builds the policy document of a published method.
+
+    Args:
+        name: a key of `PRESETS`.
+        params: the method's own parameters (`layers` at least) and the common ones of this module.
+
+    Returns:
+        A validated document for `parse_policy`; with "tensors" where the method has a table.
+
+    Raises:
+        ValueError: an unknown preset or a parameter out of range (`PolicyError` when the format
+            itself rules it out).
+        TypeError: an unknown or missing parameter.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; allowed: {', '.join(PRESETS)}")
+    return PRESETS[name](**params)

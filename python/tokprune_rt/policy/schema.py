@@ -1,0 +1,382 @@
+"""The pruning policy as frozen dataclasses, with the meaning of every field.
+
+Instances come from `tokprune_rt.policy.parse_policy` or `load_policy`, which validate; building
+one by hand skips validation. Symbols used below: n tokens alive now (protected ones included),
+n0 tokens of the input, U the unprotected alive tokens, A[h, q, j] the attention probability of
+head h from query row q to token j, and c_j a column sum of A. Higher scores stay; equal scores
+are decided for the lower position; survivors keep their order and their position embedding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .storage import FloatArray, digest, write_policy
+
+FORMAT = "token-policy"
+VERSION = 1
+OFF = "off"
+"""The profile that every policy has: no pruning, bit-identical to the dense engine."""
+
+
+@dataclass(frozen=True)
+class Protect:
+    """Tokens that never leave. They take part in attention and vote as any other token.
+
+    A call may protect more tokens with its own mask.
+
+    Attributes:
+        first: the first token of every sequence ([CLS], <s>). Needed by outputs and scores that
+            read row 0.
+        last: the last token of the input sequence ([SEP], </s>).
+        token_ids: every occurrence of these ids, for example the separator of pairs.
+        segment: every token of this segment, for example 0: the query of a reranker or the
+            question of question answering. None protects no segment.
+    """
+
+    first: bool = False
+    last: bool = False
+    token_ids: tuple[int, ...] = ()
+    segment: int | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that hold for every step, per sequence.
+
+    Attributes:
+        min_tokens: a step leaves at least this many tokens alive: the best-scored tokens it would
+            drop stay. None means 1, or 0 when `dead_first` is "passive".
+        max_tokens: a step leaves at most this many alive, unless more are protected: the
+            worst-scored unprotected ones leave too. A guard against inputs crafted to stay long.
+        skip_below: a sequence shorter than this is not pruned at all.
+    """
+
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    skip_below: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """An importance score; higher means keep. Fields of other kinds stay at their default.
+
+    Kinds:
+        attn_col: column sum c_j of A over query rows and heads.
+        attn_cls: heads' mean of A[h, 0, j], times the norm of the value row V[h, j] inside the
+            mean when `value_norm`.
+        attn_cum: acc_j = decay * acc_j + c_j, accumulated over every layer from 0 on, whether or
+            not a step runs there. It includes the layer of the step.
+        table: one number per token id or per original position, from a tensor.
+        random: uniform in [0, 1), a function of seed, token ids, layer and position only.
+
+    Attributes:
+        id: name by which steps refer to the score.
+        kind: see above.
+        heads: how heads are combined: "mean", "sum" or "max".
+        diagonal: whether a token's attention to itself counts.
+        query: the rows that vote: "alive" (all), "first" (row 0) or "segment" (see `segment`);
+            in JSON the last is {"segment": k}.
+        segment: the segment whose rows vote when `query` is "segment".
+        norm: "none": c_j, whose mean over alive tokens is 1 whatever the length when heads are
+            averaged; "alive": c_j / n; "const": c_j / `n`; "n0": c_j / n0; "unprotected": c_j
+            divided by its mean over U, which leaves attention sinks such as [CLS] and [SEP] out.
+        n: the constant of norm "const".
+        source: field "from" in JSON: "this" layer's attention or the "previous" layer's.
+        decay: factor of `attn_cum`.
+        value_norm: weight `attn_cls` by the norm of the value rows.
+        tensor: name of the `table` tensor, float32 of shape [rows].
+        index: what selects the row of the table: "token" id or original "position".
+        seed: seed of `random`.
+    """
+
+    id: str
+    kind: str
+    heads: str = "mean"
+    diagonal: bool = True
+    query: str = "alive"
+    segment: int | None = None
+    norm: str = "none"
+    n: float | None = None
+    source: str = "this"
+    decay: float = 1.0
+    value_norm: bool = False
+    tensor: str | None = None
+    index: str = "token"
+    seed: int = 0
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether the score is computed from attention probabilities."""
+        return self.kind.startswith("attn_")
+
+    @property
+    def reads_first_row(self) -> bool:
+        """Whether the score is what token 0 attends to, so that token 0 must stay alive."""
+        return self.kind == "attn_cls" or self.query == "first"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form without defaults."""
+        result: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name in ("id", "segment") or value == item.default:
+                continue
+            if item.name == "query" and value == "segment":
+                value = {"segment": self.segment}
+            result["from" if item.name == "source" else item.name] = value
+        return result
+
+
+@dataclass(frozen=True)
+class Select:
+    """Which tokens a step keeps, given their scores. Protected tokens always stay.
+
+    Kinds, with the fields that are one value or a list aligned with the layers of the step:
+        topk {k}: k tokens stay, protected ones counted (never fewer than the protected).
+        ratio {ratio, of, round}: round(ratio * n) tokens stay, protected ones counted; `of` is
+            "n" (default) or "n0", `round` is "ceil" (default), "floor" or "round" (half to even).
+        threshold {theta, floor}: tokens with score >= max(floor, theta) stay; compared in fp32.
+        threshold_n {eta}: tokens with score >= eta / n stay.
+        threshold_rel {t, of}: tokens with score >= t * reference stay; `of` is "max" (default) or
+            "mean", over all alive tokens.
+        quantile {q}: the floor(q * |U|) lowest of U leave.
+        top_p {p}: of U in descending order, the shortest prefix whose sum reaches p times the
+            total of U stays.
+        rank_bins {bits, bin_rule}: U is ranked in descending order and the ranks are cut into B
+            equal bins; a token stays when the bit of its bin is 1. `bits` is [[0 or 1] * B] with
+            one row per layer. `bin_rule` "int" (default): bin = rank * B // |U|; "float32":
+            trunc(float32(float32(rank / float32(|U| + 1e-6)) * B)).
+
+    Every kind also takes min_tokens and max_tokens, see `Limits`; the stricter bound holds.
+
+    Attributes:
+        kind: see above.
+        values: field -> tuple with one value per layer of the step.
+        options: field -> string ("of", "round", "bin_rule").
+    """
+
+    kind: str
+    values: Mapping[str, tuple[Any, ...]]
+    options: Mapping[str, str]
+
+    def overridden(self, other: Select | None) -> Select:
+        """The selection with the fields of `other` (of a profile) in place of its own."""
+        if other is None:
+            return self
+        values = {**self.values, **other.values}
+        return Select(self.kind, values, {**self.options, **other.options})
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form of the fields, without the kind; equal values per layer become one value."""
+        result: dict[str, Any] = {}
+        for name, values in self.values.items():
+            if name == "bits":
+                result[name] = [list(row) for row in values]
+            else:
+                result[name] = values[0] if len(set(values)) == 1 else list(values)
+        return {**result, **self.options}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pruning step, repeated at several layers.
+
+    Sites:
+        embed: after the embeddings (`layers` is [0]).
+        pre: before layer l.
+        mid: between softmax and value product of layer l. Attention of layer l still sees the
+            dropped tokens as keys, but their rows go no further.
+        post: after layer l.
+
+    Actions:
+        drop: the tokens leave.
+        restore: the tokens leave, and the final output has their last full state at their place:
+            the input of layer l for `mid`, the state at that boundary for the other sites.
+        package: the tokens leave and become one row at the end: their mean weighted by score
+            (uniform when the scores sum to 0 or less), taken after residual and LayerNorm for
+            `mid`. Its position is the lowest one, its size the number of tokens in it.
+    """
+
+    layers: tuple[int, ...]
+    site: str
+    score: str
+    select: Select
+    action: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "layers": list(self.layers),
+            "site": self.site,
+            "score": self.score,
+            "select": {"kind": self.select.kind, **self.select.to_dict()},
+            "action": {"kind": self.action},
+        }
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named override of numbers, chosen per call, so that one policy serves several budgets.
+
+    Attributes:
+        theta_scale: multiplies theta, eta and t of every step, after `steps`; floors stay.
+        steps: per step None or the select fields that replace those of the step; empty means
+            that no step is overridden.
+        limits: the limits that replace those of the policy, field by field.
+    """
+
+    theta_scale: float = 1.0
+    steps: tuple[Select | None, ...] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form without defaults."""
+        result: dict[str, Any] = {}
+        if self.theta_scale != 1.0:
+            result["theta_scale"] = self.theta_scale
+        if any(step is not None for step in self.steps):
+            result["steps"] = [None if step is None else step.to_dict() for step in self.steps]
+        if self.limits:
+            result["limits"] = dict(self.limits)
+        return result
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the policy was made for; it must be what the model delivers.
+
+    Attributes:
+        kind: "cls" (the row of token 0), "mean" (pooling over rows), "tokens_restored" (a row for
+            every input token) or "span" (start and end logits for every input token).
+        over: for "mean": "kept" rows alike, "size" (rows weighted by the tokens they stand for)
+            or "restored" (every input token's last state).
+        explicit: whether the policy says so; otherwise it was derived from the model.
+    """
+
+    kind: str
+    over: str = "kept"
+    explicit: bool = field(default=True, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form without defaults."""
+        return {"kind": self.kind} | ({"over": self.over} if self.over != "kept" else {})
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A validated pruning policy. Equality and hash ignore how the file was spelled.
+
+    Attributes:
+        layers: number of layers of the model it is made for.
+        scores: id -> score.
+        steps: in the order of the file.
+        dead_first: rule of official LTP checkpoints ("passive" in JSON): token 0 may be dropped;
+            its row then goes on without attention context, is neither key nor voter, is counted
+            nowhere, and stays row 0 of the output.
+        profiles: name -> overrides. `off` always exists and is not listed.
+        output: None when the file leaves it to the model.
+        tensors: name -> float32 array of `token_policy.safetensors`.
+        provenance: free JSON: where the policy comes from and what was measured.
+    """
+
+    layers: int
+    protect: Protect
+    limits: Limits
+    scores: Mapping[str, Score]
+    steps: tuple[Step, ...]
+    name: str | None = None
+    dead_first: bool = False
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    output: Output | None = None
+    tensors: Mapping[str, FloatArray] = field(default_factory=dict)
+    provenance: Any = None
+
+    def resolve(self, profile: str | None) -> tuple[tuple[Select, ...], Limits, float]:
+        """Selections, limits and theta scale in force under a profile (None: the plain numbers).
+
+        Raises:
+            ValueError: there is no such profile (`off` has no numbers and is not accepted).
+        """
+        selects = tuple(step.select for step in self.steps)
+        if profile is None:
+            return selects, self.limits, 1.0
+        if profile not in self.profiles:
+            known = ", ".join([OFF, *self.profiles])
+            raise ValueError(f"unknown profile {profile!r}; this policy has: {known}")
+        chosen = self.profiles[profile]
+        if chosen.steps:
+            selects = tuple(s.overridden(o) for s, o in zip(selects, chosen.steps, strict=True))
+        limits = dataclasses.replace(self.limits, **chosen.limits)
+        return selects, limits, chosen.theta_scale
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form without defaults; `parse_policy(p.to_dict(), p.tensors) == p`."""
+        result: dict[str, Any] = {"format": FORMAT, "version": VERSION, "layers": self.layers}
+        if self.name is not None:
+            result["name"] = self.name
+        for key, part in (("protect", self.protect), ("limits", self.limits)):
+            fields = _without_defaults(part)
+            if fields:
+                result[key] = fields
+        if self.dead_first:
+            result["dead_first"] = "passive"
+        result["scores"] = {name: score.to_dict() for name, score in self.scores.items()}
+        result["steps"] = [step.to_dict() for step in self.steps]
+        if self.profiles:
+            result["profiles"] = {name: p.to_dict() for name, p in self.profiles.items()}
+        if self.output is not None and self.output.explicit:
+            result["output"] = self.output.to_dict()
+        if self.provenance is not None:
+            result["provenance"] = self.provenance
+        return result
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `token_policy.json`, and `token_policy.safetensors` if there are tensors.
+
+        Each file is replaced atomically; a tensor file that is no longer needed is removed.
+
+        Raises:
+            OSError: the folder does not exist or cannot be written.
+        """
+        write_policy(Path(folder), self.to_dict(), self.tensors)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Policy):
+            return NotImplemented
+        return (
+            self.to_dict() == other.to_dict()
+            and self.tensors.keys() == other.tensors.keys()
+            and all(np.array_equal(t, other.tensors[k]) for k, t in self.tensors.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash(policy_hash(self))
+
+
+def policy_hash(policy: Policy) -> str:
+    """SHA-256 (64 hex digits) over canonical JSON without provenance, and the tensors.
+
+    It does not depend on key order, spelled-out defaults or number formatting, nor on whether the
+    output was derived from a model. Embeddings are comparable when model and hash (and profile)
+    are the same.
+    """
+    document = policy.to_dict()
+    document.pop("provenance", None)
+    return digest(document, policy.tensors)
+
+
+def _without_defaults(part: Protect | Limits) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        if value != item.default:
+            result[item.name] = list(value) if isinstance(value, tuple) else value
+    return result

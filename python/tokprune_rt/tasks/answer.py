@@ -1,0 +1,142 @@
+"""Extractive question answering."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokprune_rt.outputs import FloatArray
+from tokprune_rt.tasks.numeric import Floats, softmax
+from tokprune_rt.tasks.tag import token_logits
+from tokprune_rt.tokenizer import Window, check_text
+
+if TYPE_CHECKING:
+    from tokprune_rt.model import Model
+
+DEFAULT_MAX_SEQ_LEN = 384
+DEFAULT_STRIDE = 128
+
+
+def answer(
+    model: Model,
+    question: object,
+    context: object,
+    *,
+    profile: str | None = None,
+    top_k: int = 1,
+    max_answer_len: int = 15,
+    max_seq_len: int | None = None,
+    doc_stride: int | None = None,
+    handle_impossible_answer: bool = False,
+    batch_size: int = 32,
+) -> Any:
+    """Find the answer to a question in a context of any length.
+
+    The context is read in overlapping windows; within each window start and end are two softmaxes
+    over its context, and a span's score is the product of its two probabilities.
+
+    Args:
+        model: a question-answering model.
+        question: the question.
+        context: the text that holds the answer.
+        profile: the policy's profile.
+        top_k: how many answers to return.
+        max_answer_len: longest answer in tokens.
+        max_seq_len: tokens per window, question included; default 384, at most the model's limit.
+        doc_stride: tokens that neighbouring windows share; default 128, at most half a window.
+        handle_impossible_answer: let the empty answer compete.
+        batch_size: a batch holds at most ``64 * batch_size`` tokens.
+
+    Returns:
+        ``{"score", "start", "end", "answer"}`` (character positions, whole words); with ``top_k`` >
+        1 a list of them, best first.
+
+    Raises:
+        ValueError: the model has no such head, empty question or context, a question that fills the
+            window, or a bad number.
+        TypeError: question or context is no text.
+    """
+    model.require_task("question-answering", "answer")
+    asked, text = check_text(question, "question"), check_text(context, "context")
+    for name, value in (("question", asked), ("context", text)):
+        if not value.strip():
+            raise ValueError(f"{name} is empty")
+    for name, number in (("top_k", top_k), ("max_answer_len", max_answer_len)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a positive int, got {number!r}")
+    limit = min(max_seq_len or DEFAULT_MAX_SEQ_LEN, model.max_seq_length)
+    stride = min(DEFAULT_STRIDE, limit // 2) if doc_stride is None else doc_stride
+    if stride < 0:
+        raise ValueError(f"doc_stride must not be negative, got {doc_stride}")
+    windows = model.tokenizer.windows(asked, text, max_length=limit, stride=stride)
+    sequences = [window.tokens for window in windows]
+    answers: list[dict[str, Any]] = []
+    null_score = 1.0
+    logits = token_logits(model, sequences, profile=profile, batch_size=batch_size)
+    for window, rows in zip(windows, logits, strict=True):
+        start, end = _probabilities(rows, window.in_context, handle_impossible_answer)
+        if handle_impossible_answer:
+            null_score = min(null_score, float(start[0] * end[0]))
+            start[0] = end[0] = 0
+        for i, j in _best_spans(start, end, window.in_context, top_k, max_answer_len):
+            first, last = _characters(window, i, j)
+            score = float(start[i] * end[j])
+            answers.append(
+                {"score": score, "start": first, "end": last, "answer": text[first:last]}
+            )
+    if handle_impossible_answer:
+        answers.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
+    best = _distinct(answers)[:top_k]
+    if top_k > 1:
+        return best
+    return best[0] if best else {"score": 0.0, "start": 0, "end": 0, "answer": ""}
+
+
+def _probabilities(
+    logits: FloatArray, in_context: NDArray[np.bool_], with_first: bool
+) -> tuple[Floats, Floats]:
+    """Start and end probabilities [n] over the context (and the first token when asked)."""
+    allowed = in_context.copy()
+    allowed[0] |= with_first
+    masked = np.where(allowed[:, None], logits, np.float32(-10000.0))
+    return softmax(masked[:, 0]), softmax(masked[:, 1])
+
+
+def _best_spans(
+    start: Floats, end: Floats, in_context: NDArray[np.bool_], top_k: int, max_answer_len: int
+) -> list[tuple[int, int]]:
+    """The ``top_k`` best (first, last) token pairs inside the context, best first."""
+    n = len(start)
+    width = min(max_answer_len, n)
+    firsts = np.arange(n)[:, None]
+    lasts = firsts + np.arange(width)[None, :]
+    inside = lasts < n
+    lasts = np.minimum(lasts, n - 1)
+    scores = start[:, None] * end[lasts]
+    scores = np.where(inside & in_context[:, None] & in_context[lasts], scores, -1.0).ravel()
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    return [
+        (int(place) // width, int(lasts.ravel()[place])) for place in order if scores[place] >= 0
+    ]
+
+
+def _characters(window: Window, first: int, last: int) -> tuple[int, int]:
+    """Character range of a token span, widened to whole words."""
+    begin, end = int(window.offsets[first, 0]), int(window.offsets[last, 1])
+    same_first = window.in_context & (window.words == window.words[first])
+    same_last = window.in_context & (window.words == window.words[last])
+    if window.words[first] >= 0:
+        begin = int(window.offsets[np.flatnonzero(same_first)[0], 0])
+    if window.words[last] >= 0:
+        end = int(window.offsets[np.flatnonzero(same_last)[-1], 1])
+    return begin, end
+
+
+def _distinct(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Best first, each character range once: windows overlap."""
+    seen: dict[tuple[int, int], dict[str, Any]] = {}
+    for item in sorted(answers, key=lambda item: -item["score"]):
+        seen.setdefault((item["start"], item["end"]), item)
+    return list(seen.values())

@@ -1,0 +1,256 @@
+"""Text -> token ids, with the Hugging Face ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokprune_rt.errors import ModelFormatError
+from tokprune_rt.loader.tokenizer_files import build_tokenizer, read_tokenizer_config
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from tokenizers import Tokenizer as Backend
+
+Ids = NDArray[np.int32]
+TextOrPair = str | tuple[str, str]
+
+_CHUNK = 1024
+_SURROGATES = re.compile("[\ud800-\udfff]")
+# Their Hugging Face classes hand no token types to the model, whatever the post-processor says.
+_UNTYPED = re.compile(r"^(Roberta|XLMRoberta|Camembert|DistilBert|MPNet)Tokenizer(Fast)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One tokenised text or pair; arrays of int32 [n].
+
+    ``segments`` numbers the texts of a pair, special tokens counted with the text before them.
+    """
+
+    ids: Ids
+    type_ids: Ids
+    segments: Ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A question with one stretch of its context.
+
+    ``offsets`` [n, 2] are character positions, ``words`` [n] word numbers (-1: none) and
+    ``in_context`` [n] tells the tokens of the context.
+    """
+
+    tokens: Tokens
+    offsets: NDArray[np.int64]
+    words: NDArray[np.int64]
+    in_context: NDArray[np.bool_]
+
+
+def check_text(value: object, where: str) -> str:
+    """``value`` as text that the tokenizer takes; TypeError naming ``where`` for anything else.
+
+    Lone surrogates, which are no valid Unicode text, become U+FFFD; positions do not move.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{where} must be a str, got {type(value).__name__}")
+    return _SURROGATES.sub("\ufffd", value)
+
+
+class Tokenizer:
+    """A folder's tokenizer with this model's length limit. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model_type: str,
+        *,
+        max_positions: int,
+        max_length: int | None = None,
+        do_lower_case: bool = False,
+    ) -> None:
+        options = read_tokenizer_config(folder)
+        self._untruncated_lock = threading.Lock()
+        self._untruncated_backend: Backend | None = None
+        self._backend = build_tokenizer(folder, model_type, options)
+        self._backend.no_padding()
+        if do_lower_case:
+            self._add_lowercase()
+        self.max_length = _limit(options, max_length, max_positions)
+        names = options.get("model_input_names")
+        if isinstance(names, list):
+            self._typed = "token_type_ids" in names
+        else:
+            self._typed = not _UNTYPED.match(str(options.get("tokenizer_class", "")))
+        direction = "left" if options.get("truncation_side") == "left" else "right"
+        if self.max_length <= self._backend.num_special_tokens_to_add(True):
+            raise ModelFormatError(
+                f"{folder}: the length limit of {self.max_length} tokens leaves no room for text "
+                "beside the special tokens"
+            )
+        self._backend.enable_truncation(self.max_length, direction=direction)
+        self._folder = folder
+
+    def _add_lowercase(self) -> None:
+        from tokenizers import normalizers
+
+        own = self._backend.normalizer
+        if getattr(own, "lowercase", False):
+            return
+        parts = [normalizers.Lowercase()] + ([own] if own is not None else [])
+        self._backend.normalizer = normalizers.Sequence(parts)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({str(self._folder)!r}, max_length={self.max_length})"
+
+    def _untruncated(self) -> Backend:
+        # Truncation is state of a backend, so changing it per call would not be safe between
+        # threads.
+        with self._untruncated_lock:
+            if self._untruncated_backend is None:
+                clone = type(self._backend).from_str(self._backend.to_str())
+                clone.no_truncation()
+                self._untruncated_backend = clone
+            return self._untruncated_backend
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(index for index, token in added.items() if token.special)
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """Id of the unknown token, if the vocabulary has one."""
+        token = getattr(self._backend.model, "unk_token", None)
+        for candidate in (token, "[UNK]", "<unk>"):
+            index = self._backend.token_to_id(candidate) if candidate else None
+            if index is not None:
+                return index
+        return None
+
+    @property
+    def fuses_subwords(self) -> bool:
+        """Whether the vocabulary marks the continuation of a word (``##`` in WordPiece)."""
+        return bool(getattr(self._backend.model, "continuing_subword_prefix", None))
+
+    def token(self, index: int) -> str:
+        """The vocabulary's text of an id."""
+        return self._backend.id_to_token(index) or ""
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Tokens back to running text."""
+        decoder = self._backend.decoder
+        return decoder.decode(list(tokens)) if decoder is not None else " ".join(tokens)
+
+    def prompt_length(self, prompt: str) -> int:
+        """Tokens that a prompt takes at the start of a text, leading special token included."""
+        ids = self._untruncated().encode(prompt).ids
+        return len(ids) - (1 if ids and ids[-1] in self.special_ids else 0)
+
+    def encodings(
+        self,
+        texts: Sequence[TextOrPair],
+        *,
+        truncate: bool = True,
+        offsets: bool = True,
+        first: int = 0,
+    ) -> list[Encoding]:
+        """Tokenise, special tokens included.
+
+        Over-long texts are cut to ``max_length``, or refused with ValueError when ``truncate`` is
+        False; the message counts the texts from ``first``.
+        """
+        backend = self._backend if truncate else self._untruncated()
+        inputs = list(texts)
+        run = backend.encode_batch if offsets else backend.encode_batch_fast
+        encodings = run(inputs)
+        if not truncate:
+            for index, encoding in enumerate(encodings, first):
+                if len(encoding.ids) > self.max_length:
+                    raise ValueError(
+                        f"text {index} has {len(encoding.ids)} tokens, the limit is "
+                        f"{self.max_length}; shorten it or allow truncation with truncate=True"
+                    )
+        return encodings
+
+    def tokens(self, encoding: Encoding) -> Tokens:
+        """The arrays of an encoding."""
+        ids = np.array(encoding.ids, dtype=np.int32)
+        zeros = np.zeros(len(ids), dtype=np.int32)
+        if encoding.n_sequences == 1 and not self._typed:
+            return Tokens(ids, zeros, zeros)
+        given = np.array(encoding.type_ids, dtype=np.int32)
+        types = given if self._typed else zeros
+        if encoding.n_sequences == 1:
+            return Tokens(ids, types, zeros)
+        if given.any():
+            return Tokens(ids, types, given)
+        # A RoBERTa-like post-processor does not tell the texts of a pair apart by type.
+        owners = np.array([owner or 0 for owner in encoding.sequence_ids], dtype=np.int32)
+        return Tokens(ids, types, np.maximum.accumulate(owners))
+
+    def tokenize(self, texts: Sequence[TextOrPair], *, truncate: bool = True) -> list[Tokens]:
+        """Tokenise to arrays, in chunks that bound the memory; see `encodings`."""
+        found: list[Tokens] = []
+        for first in range(0, len(texts), _CHUNK):
+            part = texts[first : first + _CHUNK]
+            encodings = self.encodings(part, truncate=truncate, offsets=False, first=first)
+            found += [self.tokens(encoding) for encoding in encodings]
+        return found
+
+    def windows(
+        self, question: str, context: str, *, max_length: int | None = None, stride: int = 128
+    ) -> list[Window]:
+        """Cut a context into overlapping windows, each with the whole question.
+
+        Neighbouring windows share ``stride`` tokens of context. Raises ValueError when the question
+        leaves no room for the context.
+        """
+        limit = min(max_length or self.max_length, self.max_length)
+        encoding = self._untruncated().encode(question, context)
+        tokens = self.tokens(encoding)
+        owners = np.array([-1 if owner is None else owner for owner in encoding.sequence_ids])
+        place = np.flatnonzero(owners == 1)
+        if len(place) == 0:
+            return []
+        first, last = int(place[0]), int(place[-1]) + 1
+        room = limit - (len(tokens) - (last - first))
+        if room < 1:
+            raise ValueError(
+                f"the question takes {len(tokens) - (last - first)} of {limit} tokens and leaves "
+                "no room for the context"
+            )
+        step = room - min(stride, room - 1)
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        words = np.array([-1 if word is None else word for word in encoding.word_ids])
+        windows = []
+        for start in range(first, last, step):
+            end = min(start + room, last)
+            keep = np.r_[0:first, start:end, last : len(tokens)]
+            part = Tokens(tokens.ids[keep], tokens.type_ids[keep], tokens.segments[keep])
+            windows.append(Window(part, offsets[keep], words[keep], owners[keep] == 1))
+            if end == last:
+                break
+        return windows
+
+
+def _limit(options: dict[str, Any], stated: int | None, max_positions: int) -> int:
+    limit = stated
+    if limit is None:
+        value = options.get("model_max_length")
+        # "No limit" is written as a huge number.
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9:
+            limit = int(value)
+    return max_positions if limit is None else min(limit, max_positions)

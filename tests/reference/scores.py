@@ -1,0 +1,106 @@
+"""Token scores: higher means keep.
+
+Attention scores come in two stages. `attention_statistic` turns one layer's probabilities into one
+number per token; every query row alive when that layer's attention ran votes. `normalise` is
+applied when a step uses the statistic, over the tokens alive at that moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ATTENTION = ("attn_col", "attn_cls", "attn_cum")
+NOISE_FREE = ("table", "random")
+
+_MASK64 = (1 << 64) - 1
+
+
+def attention_statistic(
+    spec: Mapping[str, Any], probs: Tensor, values: Tensor, voters: Tensor, segments: Tensor
+) -> Tensor:
+    """One number per key, before any normalisation.
+
+    probs [B, H, S, S] (dead keys exactly 0), values [B, H, S, d/H], voters bool [B, S] (query rows
+    alive at this attention), segments int [B, S]. Returns [B, S].
+    """
+    if spec["kind"] == "attn_cls":
+        first = probs[:, :, 0, :]
+        if spec["value_norm"]:
+            first = first * values.norm(dim=-1)
+        return first.mean(dim=1)
+
+    rows = voters.clone()
+    if spec["query"] == "first":
+        rows[:, 1:] = False
+    elif spec["query"] == "segment":
+        rows &= segments == spec["segment"]
+    elif spec["query"] != "alive":
+        raise ValueError(f"unknown query rows {spec['query']!r}")
+    counted = probs * rows[:, None, :, None]
+    if not spec["diagonal"]:
+        counted = counted * (1 - torch.eye(probs.shape[-1], dtype=probs.dtype))
+    per_head = counted.sum(dim=2)
+    if spec["heads"] == "mean":
+        return per_head.mean(dim=1)
+    if spec["heads"] == "sum":
+        return per_head.sum(dim=1)
+    if spec["heads"] == "max":
+        return per_head.amax(dim=1)
+    raise ValueError(f"unknown head reduction {spec['heads']!r}")
+
+
+def normalise(
+    spec: Mapping[str, Any], column: np.ndarray, protected: np.ndarray, n0: int
+) -> np.ndarray:
+    """Apply the norm of an `attn_col` score; the other kinds have none.
+
+    column float64 [n] and protected bool [n] of the alive tokens, n0 the input length.
+    """
+    if spec["kind"] != "attn_col" or spec["norm"] == "none":
+        return column
+    if spec["norm"] == "alive":
+        return column / len(column)
+    if spec["norm"] == "const":
+        return column / spec["n"]
+    if spec["norm"] == "n0":
+        return column / n0
+    if spec["norm"] == "unprotected":
+        rest = column[~protected]
+        mean = rest.mean() if len(rest) else 0.0
+        # Nothing voted, or nothing can be dropped: every choice of scale gives the same decision.
+        return column / mean if mean > 0 else column
+    raise ValueError(f"unknown norm {spec['norm']!r}")
+
+
+def table_scores(
+    spec: Mapping[str, Any], token_ids: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    """T[token id] or T[original position] of every token, float64 [n]."""
+    if spec["index"] not in ("token", "position"):
+        raise ValueError(f"unknown table index {spec['index']!r}")
+    index = token_ids if spec["index"] == "token" else positions
+    return np.asarray(spec["table"], dtype=np.float32)[index].astype(np.float64)
+
+
+def _mix(x: int) -> int:
+    """The finaliser of splitmix64 on x + golden gamma, in 64-bit wrap-around arithmetic."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)
+
+
+def random_scores(
+    spec: Mapping[str, Any], input_ids: Sequence[int], positions: np.ndarray, layer: int
+) -> np.ndarray:
+    """Uniform [0, 1) scores that depend on the sequence's content, the layer and the position."""
+    h = spec["seed"] & _MASK64
+    for token in input_ids:
+        h = _mix(h ^ int(token))
+    of_layer = _mix(h ^ (layer + 1))
+    return np.array([(_mix(of_layer ^ int(j)) >> 40) * 2.0**-24 for j in positions])
