@@ -1,6 +1,7 @@
 #include "bind/kernels.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <map>
 #include <optional>

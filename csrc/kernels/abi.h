@@ -31,7 +31,7 @@ enum class Epilogue : int32_t {
 // Computes  C[m, 16*panels] (+)= A[m, k] B[k, 16*panels], then the epilogue.
 // Shapes    any m >= 0, panels >= 0, k >= 0. B: `panels` panels, b_panel_stride elements apart.
 // Padding   A is read on [m, k] only; C is written on whole panels; bias is read on whole panels.
-// Aliasing  residual may be C's memory only if residual_rows is null.
+// Aliasing  residual does not overlap C, which holds the product before the epilogue reads it.
 // Numerics  every element is one chain of fused multiply-adds (scalar level: multiply, add) in
 //           ascending k. accumulate continues the chain from C, so splitting k changes no bit.
 // Why not   one GEMM call per layer from a library: M, the number of surviving tokens, is new at

@@ -1,6 +1,6 @@
 """Types of the compiled extension."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -22,13 +22,13 @@ def default_threads() -> int: ...
 def activations() -> dict[str, list[str]]: ...
 
 class Plan:
-    def __init__(self, plan: Mapping[str, Any]) -> None: ...
+    def __init__(self, plan: dict[str, Any]) -> None: ...
 
 class Encoder:
     def __init__(
         self,
-        config: Mapping[str, int | float | bool | str | Sequence[str]],
-        tensors: Mapping[str, NDArray[np.float32]],
+        config: dict[str, int | float | bool | str | Sequence[str]],
+        tensors: dict[str, NDArray[np.float32]],
         threads: int = 0,
         isa: str = "",
     ) -> None: ...

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Ids = NDArray[np.int32]
 
 # Nothing is padded, so a batch is measured in tokens: one of `batch_size` texts of this length.
-TOKENS_PER_TEXT = 64
+TOKENS_PER_TEXT = 128
 
 
 class Engine:
@@ -126,7 +126,7 @@ def _joined(parts: Sequence[Ids]) -> Ids:
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of sequences in batches of at most ``batch_size * 64`` tokens, longest first.
+    """Indices of sequences in batches of at most ``batch_size * 128`` tokens, longest first.
 
     A single sequence longer than that is a batch of its own. Raises ValueError or TypeError for a
     ``batch_size`` that is no positive integer.

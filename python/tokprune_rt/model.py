@@ -162,7 +162,7 @@ class Model:
             texts: a text or a collection of texts.
             normalize_embeddings: scale every embedding to length 1 (a model with a Normalize module
                 always does).
-            batch_size: bounds the memory: a batch holds at most ``64 * batch_size`` tokens.
+            batch_size: bounds the memory: a batch holds at most ``128 * batch_size`` tokens.
             profile: the policy's profile.
             prompt_name: which of `prompts` to put before every text.
             prompt: a text to put before every text; beats ``prompt_name``.

@@ -47,7 +47,7 @@ def answer(
         max_seq_len: tokens per window, question included; default 384, at most the model's limit.
         doc_stride: tokens that neighbouring windows share; default 128, at most half a window.
         handle_impossible_answer: let the empty answer compete.
-        batch_size: a batch holds at most ``64 * batch_size`` tokens.
+        batch_size: a batch holds at most ``128 * batch_size`` tokens.
 
     Returns:
         ``{"score", "start", "end", "answer"}`` (character positions, whole words); with ``top_k`` >

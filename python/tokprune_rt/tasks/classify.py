@@ -69,7 +69,7 @@ def predict(
         top_k: how many labels to return per input, best first; None for all. Without it the best
             label.
         raw_scores: return logits instead.
-        batch_size: a batch holds at most ``64 * batch_size`` tokens.
+        batch_size: a batch holds at most ``128 * batch_size`` tokens.
         truncate: False refuses over-long inputs instead of cutting them.
         show_progress_bar: show progress, when tqdm is installed.
 

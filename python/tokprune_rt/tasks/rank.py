@@ -67,7 +67,7 @@ def rank(
         profile: the policy's profile.
         top_k: how many to return; default all.
         return_documents: add the document's ``text``.
-        batch_size: a batch holds at most ``64 * batch_size`` tokens.
+        batch_size: a batch holds at most ``128 * batch_size`` tokens.
         truncate: False refuses over-long pairs instead of cutting them.
         show_progress_bar: show progress, when tqdm is installed.
 

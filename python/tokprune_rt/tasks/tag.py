@@ -55,7 +55,7 @@ def tag(
         aggregation_strategy: ``"none"`` for one entry per token, ``"simple"`` to join neighbouring
             tokens of one entity.
         ignore_labels: labels to leave out.
-        batch_size: a batch holds at most ``64 * batch_size`` tokens.
+        batch_size: a batch holds at most ``128 * batch_size`` tokens.
         truncate: False refuses over-long texts instead of cutting them.
 
     Returns:

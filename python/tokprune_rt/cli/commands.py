@@ -1,0 +1,19 @@
+"""The list of commands."""
+
+from __future__ import annotations
+
+import typer
+
+from tokprune_rt.cli.bench import bench
+from tokprune_rt.cli.demo import demo
+from tokprune_rt.cli.encode import encode
+from tokprune_rt.cli.explain import explain
+from tokprune_rt.cli.export import export
+from tokprune_rt.cli.info import info
+from tokprune_rt.cli.predict import predict
+
+
+def register(app: typer.Typer) -> None:
+    """Adds every command, in the order in which help shows them."""
+    for command in (demo, encode, predict, explain, info, export, bench):
+        app.command()(command)

@@ -1,0 +1,86 @@
+"""What goes to the terminal: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+# C0 and C1 controls other than tab and newline: a text must not steer the terminal.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters replaced by U+FFFD."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
+def out() -> Console:
+    """Console for results."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Console for messages and progress."""
+    return Console(stderr=True, highlight=False)
+
+
+def _one_line(label: str, style: str, message: str) -> None:
+    line = Text.assemble((f"{label}: ", style), " ".join(printable(message).split()))
+    err().print(line, soft_wrap=True)
+
+
+def error_line(message: str) -> None:
+    """One line on standard error that says what went wrong."""
+    _one_line("error", "bold red", message)
+
+
+def note_line(message: str) -> None:
+    """One line on standard error that says something worth knowing."""
+    _one_line("note", "bold yellow", message)
+
+
+def unicode_ok(console: Console) -> bool:
+    """Whether the console's encoding has block characters."""
+    return console.encoding.lower().startswith("utf")
+
+
+class Advance(Protocol):
+    """Counts finished work."""
+
+    def __call__(self, count: int) -> None: ...
+
+
+@contextmanager
+def progress_bar(total: int | None, label: str) -> Iterator[Advance]:
+    """Yields a function that counts finished work; draws a bar when standard error is a terminal.
+
+    A ``total`` of None shows activity without an end.
+    """
+    console = err()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+
+        yield advance

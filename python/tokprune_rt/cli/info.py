@@ -1,0 +1,155 @@
+"""`tokprune info`: this machine, or a model and its policy."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokprune_rt.cli.console import out, printable
+from tokprune_rt.cli.options import (
+    IsaOption,
+    PolicyOption,
+    PresetOption,
+    ProfileOption,
+    SetOption,
+    ThreadsOption,
+    load_model,
+    policy_label,
+)
+from tokprune_rt.cli.words import policy_words
+
+if TYPE_CHECKING:
+    from tokprune_rt.model import Model
+
+
+def info(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A model folder, an installed weight package or a hub id.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    policy: PolicyOption = None,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    profile: ProfileOption = None,
+    threads: ThreadsOption = None,
+    isa: IsaOption = None,
+) -> None:
+    """Show what this machine offers, or what a model is and what its policy does.
+
+    [bold]Examples[/bold]
+
+      tokprune info
+      tokprune info all-MiniLM-L6-v2 --preset top-p --set p=0.9
+    """
+    if model is None:
+        if policy or preset or settings or profile:
+            raise ValueError("a policy is shown together with a model; give a MODEL")
+        facts = machine_facts()
+    else:
+        loaded = load_model(
+            model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa
+        )
+        facts = model_facts(loaded, profile)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    _print_facts(facts)
+
+
+def machine_facts() -> dict[str, Any]:
+    """Version, processor, instruction sets and threads."""
+    import tokprune_rt
+    from tokprune_rt import _core
+    from tokprune_rt.policy import PRESETS
+
+    levels = list(_core.isa_levels())
+    return {
+        "version": tokprune_rt.__version__,
+        "python": platform.python_version(),
+        "processor": processor_name(),
+        "cpus": os.cpu_count(),
+        "threads": _core.default_threads(),
+        "instruction sets": levels,
+        "in use": os.environ.get("TOKPRUNE_ISA") or levels[-1],
+        "presets": list(PRESETS),
+    }
+
+
+def processor_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def model_facts(model: Model, profile: str | None) -> dict[str, Any]:
+    """Architecture, sizes, limits and policy of a loaded model."""
+    config = model.config
+    facts: dict[str, Any] = {
+        "model": model.name,
+        "folder": str(model.folder),
+        "architecture": config.architecture,
+        "task": model.task,
+        "layers": config.layers,
+        "hidden": config.hidden,
+        "heads": config.heads,
+        "intermediate": config.intermediate,
+        "activation": config.activation,
+        "vocabulary": config.vocab_size,
+        "packed weights": f"{model.weight_bytes / 1e6:,.1f} MB",
+        "longest text": f"{model.max_seq_length} tokens ({config.max_positions} positions)",
+    }
+    if model.setup.pooling:
+        parts = [*model.setup.pooling, *(f"dense {d.out_features}" for d in model.setup.dense)]
+        parts += ["normalize"] if model.setup.normalize else []
+        facts["embedding"] = f"{model.dimension} ({', '.join(parts)})"
+    if config.head != "none":
+        facts["labels"] = list(model.labels)
+    if model.prompts:
+        facts["prompts"] = sorted(model.prompts)
+    facts |= {
+        "instruction set": model.isa,
+        "threads": model.threads,
+        "policy": policy_label(model.policy),
+        "policy hash": model.policy_hash,
+        "profiles": model.profiles,
+    }
+    if profile is not None and profile not in model.profiles:
+        raise ValueError(f"unknown profile {profile!r}; this model has: {model.profiles}")
+    if model.policy is not None:
+        facts[f"under {profile}" if profile else "steps"] = policy_words(model.policy, profile)
+    return facts
+
+
+_BLOCKS = ("steps", "under ")
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in facts.items():
+        block = key.startswith(_BLOCKS)
+        if isinstance(value, list):
+            many = len(value) > 12 and not block
+            shown = [*value[:12], f"... ({len(value)})"] if many else value
+            value = ("\n" if block else ", ").join(map(str, shown))
+        table.add_row(key, Text(printable(str(value))))
+    out().print(table)

@@ -1,0 +1,231 @@
+"""`tokprune predict`: what a model's head says about texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokprune_rt.cli.console import progress_bar
+from tokprune_rt.cli.files import Record, json_line, output_file, read_records
+from tokprune_rt.cli.options import (
+    BatchSizeOption,
+    IsaOption,
+    ModelArgument,
+    PolicyOption,
+    PresetOption,
+    ProfileOption,
+    SetOption,
+    ThreadsOption,
+    TruncateOption,
+    load_model,
+)
+
+if TYPE_CHECKING:
+    from tokprune_rt.model import Model
+
+_CHUNK = 256
+_PAIR = "text_pair"
+
+
+def predict(
+    model: ModelArgument,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", show_default=False)
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pair",
+            metavar="TEXT",
+            help="Second text of the pair: one for every TEXT, or a single one for all.",
+            show_default=False,
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="FILE",
+            help="Read the texts from a file, or from standard input with -.",
+            show_default=False,
+        ),
+    ] = None,
+    field: Annotated[
+        str, typer.Option("--field", metavar="NAME", help="Field or column with the text.")
+    ] = "text",
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="text|jsonl|csv|tsv",
+            help="Input format; default: by the file's name, else text.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="FILE", help="A file; - for standard output."),
+    ] = "-",
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            metavar="N",
+            min=1,
+            help="The N best labels or answers instead of the best one.",
+            show_default=False,
+        ),
+    ] = None,
+    raw_scores: Annotated[
+        bool, typer.Option("--raw-scores", help="Logits, in the order of the model's labels.")
+    ] = False,
+    truncate: TruncateOption = True,
+    policy: PolicyOption = None,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    profile: ProfileOption = None,
+    batch_size: BatchSizeOption = 32,
+    threads: ThreadsOption = None,
+    isa: IsaOption = None,
+) -> None:
+    """Classify texts or pairs, label their tokens, or answer questions; prints JSON lines.
+
+    What is printed depends on the model's head: a label with its score, the entities of a text, or
+    the answer to a question (TEXT) in its context (--pair). In files the second text of a pair is
+    the field text_pair; other fields are passed on.
+
+    [bold]Examples[/bold]
+
+      tokprune predict ./sentiment "What a film!" "Never again." --top-k 2
+      tokprune predict ./nli "It rains." --pair "The street is wet."
+      tokprune predict ./ner --input posts.jsonl --field body > entities.jsonl
+    """
+    if raw_scores and top_k is not None:
+        raise ValueError("--raw-scores gives the logits of all labels; drop --top-k")
+    records = _records(texts or [], pair or [], source, kind, field)
+    loaded = load_model(
+        model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa
+    )
+    options: dict[str, Any] = {
+        "profile": profile,
+        "batch_size": batch_size,
+        "truncate": truncate,
+        "top_k": top_k,
+        "raw_scores": raw_scores,
+    }
+    run = _task(loaded, options)
+    with output_file(output) as stream, progress_bar(len(records), "predicting") as advance:
+        for first in range(0, len(records), _CHUNK):
+            part = records[first : first + _CHUNK]
+            for record, result in zip(part, run(part, field), strict=True):
+                stream.write(json_line({**record, **result}))
+            stream.flush()
+            advance(len(part))
+
+
+def _records(
+    texts: list[str], pairs: list[str], source: str | None, kind: str | None, field: str
+) -> list[Record]:
+    if source is not None:
+        if texts or pairs:
+            raise ValueError("give either texts or --input, not both")
+        records = read_records(source, kind, field)
+        for number, record in enumerate(records):
+            # Empty cells of a table and null mean that there is no second text.
+            if not isinstance(record.get(_PAIR, ""), str | None):
+                raise ValueError(f"{source}: record {number}: {_PAIR!r} is not a text")
+        return records
+    if not texts:
+        raise ValueError("nothing to predict; give texts, or a file with --input")
+    if kind is not None:
+        raise ValueError("--format says how to read --input, which is missing")
+    if len(pairs) not in (0, 1, len(texts)):
+        raise ValueError(
+            f"--pair is given {len(pairs)} times for {len(texts)} texts; give one for each or one "
+            "for all"
+        )
+    if not pairs:
+        return [{field: text} for text in texts]
+    seconds = pairs * len(texts) if len(pairs) == 1 else pairs
+    return [{field: a, _PAIR: b} for a, b in zip(texts, seconds, strict=True)]
+
+
+def _task(model: Model, options: dict[str, Any]) -> Any:
+    """The function (records, field) -> results of the model's head, with the options that apply."""
+    runs = {
+        "sequence-classification": _classify,
+        "token-classification": _tag,
+        "question-answering": _answer,
+    }
+    if model.task not in runs:
+        raise ValueError(
+            f"predict needs a model with a head; {model.name} is a {model.task} model "
+            f"({model.config.architecture}), which tokprune encode serves"
+        )
+    if options["raw_scores"] and model.task != "sequence-classification":
+        raise ValueError(f"--raw-scores is for classification; {model.name} does {model.task}")
+    if options["top_k"] is not None and model.task == "token-classification":
+        raise ValueError(f"--top-k is not for token classification, which {model.name} does")
+    if model.task == "question-answering" and not options["truncate"]:
+        raise ValueError("--no-truncate is not for question answering, which never cuts a context")
+    chosen = runs[model.task]
+    return lambda records, field: chosen(model, records, field, options)
+
+
+def _inputs(records: list[Record], field: str) -> list[str | tuple[str, str]]:
+    return [(r[field], r[_PAIR]) if r.get(_PAIR) else r[field] for r in records]
+
+
+def _classify(
+    model: Model, records: list[Record], field: str, options: dict[str, Any]
+) -> list[Record]:
+    many = options["top_k"] is not None
+    results = model.predict(
+        _inputs(records, field),
+        options["profile"],
+        top_k=options["top_k"] if many else "best",
+        raw_scores=options["raw_scores"],
+        batch_size=options["batch_size"],
+        truncate=options["truncate"],
+    )
+    if options["raw_scores"]:
+        return [{"logits": [float(str(value)) for value in row]} for row in results]
+    return [{"labels": result} if many else result for result in results]
+
+
+def _tag(model: Model, records: list[Record], field: str, options: dict[str, Any]) -> list[Record]:
+    if any(record.get(_PAIR) for record in records):
+        raise ValueError("token classification takes single texts, not pairs")
+    results = model.tag(
+        [record[field] for record in records],
+        options["profile"],
+        aggregation_strategy="simple",
+        batch_size=options["batch_size"],
+        truncate=options["truncate"],
+    )
+    return [{"entities": result} for result in results]
+
+
+def _answer(
+    model: Model, records: list[Record], field: str, options: dict[str, Any]
+) -> list[Record]:
+    results = []
+    for record in records:
+        if not record.get(_PAIR):
+            raise ValueError(
+                f"question answering needs a question and its context: give the context with "
+                f"--pair or the field {_PAIR!r}"
+            )
+        answers = model.answer(
+            record[field],
+            record[_PAIR],
+            options["profile"],
+            top_k=options["top_k"] or 1,
+            batch_size=options["batch_size"],
+        )
+        many = options["top_k"] is not None
+        listed = answers if isinstance(answers, list) else [answers]
+        results.append({"answers": listed} if many else answers)
+    return results
