@@ -17,7 +17,9 @@ struct RaggedBatch {
   const int32_t* pool_skip = nullptr;       // [sequences], null = 0; leading tokens not pooled
 
   int64_t tokens() const { return cu_seqlens[sequences] - cu_seqlens[0]; }
-  int64_t length(int64_t s) const { return cu_seqlens[s + 1] - cu_seqlens[s]; }
+  int64_t length(int64_t s) const {
+    return static_cast<int64_t>(cu_seqlens[s + 1]) - static_cast<int64_t>(cu_seqlens[s]);
+  }
   // First token of a sequence, as an index into the token arrays.
   int32_t begin(int64_t s) const { return cu_seqlens[s] - cu_seqlens[0]; }
   int32_t segment(int64_t token) const {

@@ -234,7 +234,10 @@ void attention_values(const Context& context, const AttentionArgs& args,
       std::copy_n(p + from * ld, n, p + i * ld);
       inv_sum[i] = inv_sum[from];
     }
-    head.values(p, ld, keep.count, inv_sum, head.output(keep.out_begin));
+    for (int64_t q0 = 0; q0 < keep.count; q0 += kQueryBlock) {
+      const int64_t queries = std::min<int64_t>(kQueryBlock, keep.count - q0);
+      head.values(p + q0 * ld, ld, queries, inv_sum + q0, head.output(keep.out_begin + q0));
+    }
   });
 }
 

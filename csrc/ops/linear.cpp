@@ -12,12 +12,12 @@ using kernels::Epilogue;
 using kernels::GemmArgs;
 using kernels::kPanel;
 
-// Block sizes in the order of the loops below. Two panels of kBlockK rows (32 KB) stay in the
-// first-level cache while kBlockM rows of A (512 KB) stream past them from the second level; the
-// partial sums of one column block (kBlockM x kBlockPanels x 16) stay in the second level too.
+// Block sizes in the order of the loops below, found by measurement. A block of A (kBlockM x
+// kBlockK, 288 KB) stays in the second-level cache while pairs of weight panels (48 KB) pass; so do
+// the partial sums of one column block (kBlockM x 16 kBlockPanels).
 constexpr int64_t kBlockPanels = 24;
-constexpr int64_t kBlockM = 512;
-constexpr int64_t kBlockK = 256;
+constexpr int64_t kBlockM = 192;
+constexpr int64_t kBlockK = 384;
 
 // Below this many multiply-adds waking the other threads costs more than it saves.
 constexpr int64_t kSerialWork = 1 << 17;

@@ -79,20 +79,21 @@ def root(
 ) -> None:
     """BERT-family encoders on CPUs, with token pruning that removes tokens for real.
 
-    A MODEL is a folder (Hugging Face or sentence-transformers), the name of an installed weight
-    package such as all-MiniLM-L6-v2, or a Hugging Face hub id.
+    A MODEL is a folder (Hugging Face or sentence-transformers), the name of
+    an installed weight package such as all-MiniLM-L6-v2, or a hub id.
 
-    What is pruned is said by a policy: the model folder's own token_policy.json, a file given with
-    --policy, or a published method with --preset and its parameters with --set.
+    A policy says what is pruned: the model folder's own token_policy.json, a
+    file given with --policy, or a published method chosen with --preset, its
+    parameters given with --set.
 
-    Results go to standard output and everything else to standard error, so that commands can be
-    piped. NO_COLOR=1 turns colours off, FORCE_COLOR=1 keeps them in a pipe.
+    Results go to standard output, everything else to standard error. Colours
+    are off in a pipe; NO_COLOR=1 and FORCE_COLOR=1 override that.
 
     [bold]Examples[/bold]
 
       tokprune demo
-      tokprune encode all-MiniLM-L6-v2 lines.txt --output vectors.npy --preset spatten
-      tokprune explain all-MiniLM-L6-v2 "Which of these words matter?" --preset ltp
+      tokprune encode all-MiniLM-L6-v2 lines.txt --output vectors.npy
+      tokprune explain all-MiniLM-L6-v2 "Which words matter?" --preset spatten
     """
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 # C0 and C1 controls other than tab and newline: a text must not steer the terminal.
@@ -50,6 +52,26 @@ def error_line(message: str) -> None:
 def note_line(message: str) -> None:
     """One line on standard error that says something worth knowing."""
     _one_line("note", "bold yellow", message)
+
+
+def print_list(console: Console, lines: Iterable[str]) -> None:
+    """Prints lines as a dim list; long ones are wrapped and indented."""
+    for line in lines:
+        item = Table.grid(padding=(0, 1))
+        item.add_row("-", Text(printable(line)))
+        console.print(Padding(item, (0, 0, 0, 1)), style="dim")
+
+
+@contextmanager
+def trimmed(console: Console) -> Iterator[Console]:
+    """The console; in a pipe, without the blanks with which tables fill up their lines."""
+    if console.is_terminal:
+        yield console
+        return
+    with console.capture() as capture:
+        yield console
+    for line in capture.get().splitlines():
+        console.file.write(line.rstrip() + "\n")
 
 
 def unicode_ok(console: Console) -> bool:

@@ -41,7 +41,9 @@ def encode(
     model: ModelArgument,
     source: Annotated[
         str,
-        typer.Argument(metavar="INPUT", help="A file, or - for standard input.", show_default=False),
+        typer.Argument(
+            metavar="INPUT", help="A file, or - for standard input.", show_default=False
+        ),
     ],
     output: Annotated[
         str,
@@ -88,18 +90,20 @@ def encode(
 ) -> None:
     """Turn texts into embeddings.
 
-    INPUT is text with one text per line (an empty line is an empty text, so that rows and lines
-    agree), or JSON lines, CSV or TSV with the text in --field. A file is written completely or not
-    at all.
+    INPUT has one text per line (an empty line is an empty text, so that rows
+    and lines agree), or is JSON lines, CSV or TSV with the text in --field. A
+    file is written completely or not at all.
 
     [bold]Examples[/bold]
 
-      tokprune encode all-MiniLM-L6-v2 lines.txt --output vectors.npy --normalize
-      tokprune encode all-MiniLM-L6-v2 posts.csv --field body --preset topk --set keep_rate=0.5
+      tokprune encode all-MiniLM-L6-v2 lines.txt -o vectors.npy --normalize
+      tokprune encode all-MiniLM-L6-v2 posts.csv --field body --preset topk
       echo "One text" | tokprune encode all-MiniLM-L6-v2 -
     """
     if output != "-" and Path(output).suffix not in _OUTPUTS:
-        raise ValueError(f"--output {output}: the name must end in {' or '.join(_OUTPUTS)}, or be -")
+        raise ValueError(
+            f"--output {output}: the name must end in {' or '.join(_OUTPUTS)}, or be -"
+        )
     records = read_records(source, kind, field)
     loaded = load_model(
         model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokprune_rt.cli.console import out
+from tokprune_rt.cli.console import out, print_list
 from tokprune_rt.cli.options import PolicyOption, PresetOption, SetOption, policy_source
 from tokprune_rt.cli.words import policy_words
 
@@ -33,8 +33,9 @@ def export(
 ) -> None:
     """Copy a model together with a pruning policy.
 
-    The copy loads here pruned, and everywhere else, where nobody reads its token_policy.json, as
-    the dense model that it was. The folder appears complete or not at all.
+    The copy loads here pruned, and everywhere else, where its
+    token_policy.json is not read, as the dense model that it was. The folder
+    appears complete or not at all.
 
     [bold]Examples[/bold]
 
@@ -50,5 +51,4 @@ def export(
     written = load_policy(folder)
     console = out()
     console.print(f"wrote {folder}, policy {policy_hash(written)[:12]}", markup=False)
-    for line in policy_words(written):
-        console.print(f"  {line}", markup=False)
+    print_list(console, policy_words(written))

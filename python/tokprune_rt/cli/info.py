@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokprune_rt.cli.console import out, printable
+from tokprune_rt.cli.console import out, printable, trimmed
 from tokprune_rt.cli.options import (
     IsaOption,
     PolicyOption,
@@ -152,4 +152,5 @@ def _print_facts(facts: dict[str, Any]) -> None:
             shown = [*value[:12], f"... ({len(value)})"] if many else value
             value = ("\n" if block else ", ").join(map(str, shown))
         table.add_row(key, Text(printable(str(value))))
-    out().print(table)
+    with trimmed(out()) as console:
+        console.print(table)

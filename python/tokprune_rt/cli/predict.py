@@ -90,11 +90,12 @@ def predict(
     threads: ThreadsOption = None,
     isa: IsaOption = None,
 ) -> None:
-    """Classify texts or pairs, label their tokens, or answer questions; prints JSON lines.
+    """Classify texts or pairs, tag their tokens or answer questions.
 
-    What is printed depends on the model's head: a label with its score, the entities of a text, or
-    the answer to a question (TEXT) in its context (--pair). In files the second text of a pair is
-    the field text_pair; other fields are passed on.
+    Prints JSON lines. What they hold depends on the model's head: a label
+    with its score, the entities of a text, or the answer to a question (TEXT)
+    in its context (--pair). In files the second text of a pair is the field
+    text_pair; other fields are passed on.
 
     [bold]Examples[/bold]
 

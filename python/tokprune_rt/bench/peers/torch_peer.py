@@ -35,7 +35,7 @@ class TorchPeer:
 
     def __init__(self, folder: Path, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._model = load_bert(folder, "sdpa")
+        self.bert = load_bert(folder, "sdpa")
 
     def prepare(self, batches: Sequence[PaddedBatch]) -> Call:
         inputs = [(torch.from_numpy(item.ids), torch.from_numpy(item.mask)) for item in batches]
@@ -43,7 +43,7 @@ class TorchPeer:
         def call() -> list[FloatArray]:
             with torch.inference_mode():
                 return [
-                    self._model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+                    self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
                     for ids, mask in inputs
                 ]
 

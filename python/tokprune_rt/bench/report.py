@@ -1,0 +1,120 @@
+"""Results of a benchmark run: rows, JSON, table and plot."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokprune_rt.bench.candidates import OURS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One engine in one way of running one workload.
+
+    Attributes:
+        shape, workload: what ran; ``sequences`` and ``tokens`` count it, without padding.
+        model: the folder's name, or the real model's.
+        engine, mode: who ran it and how.
+        median_ms, p99_ms, best_ms, calls: of the timed calls.
+        vs_best_peer: how many times faster than the fastest other engine in any order of texts;
+            the median over rounds of the ratio within a round. None without other engines.
+        vs_best_arrival: the same against those that take the texts in order of arrival.
+        vs_dense: how many times faster than this package's packed dense run.
+        macs: multiply-adds of the encoder layers, those on padding included.
+        macs_ratio: ``macs`` to those of the packed dense run.
+        max_diff: largest difference of a hidden state's element to the reference; None where
+            nothing was compared.
+        checked: what was compared.
+        cosine_min, cosine_mean: of mean-pooled embeddings to the dense ones, for real weights.
+    """
+
+    shape: str
+    workload: str
+    model: str
+    sequences: int
+    tokens: int
+    engine: str
+    mode: str
+    median_ms: float
+    p99_ms: float
+    best_ms: float
+    calls: int
+    vs_best_peer: float | None
+    vs_best_arrival: float | None
+    vs_dense: float
+    macs: int
+    macs_ratio: float
+    max_diff: float | None
+    checked: str
+    cosine_min: float | None = None
+    cosine_mean: float | None = None
+
+    @property
+    def is_peer(self) -> bool:
+        return self.engine != OURS
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All rows of a run with what is needed to read them.
+
+    Attributes:
+        environment: machine, threads, instruction set, versions.
+        engines: what each other engine that ran did, for example which parts were fused.
+        skipped: what did not run -> why.
+    """
+
+    rows: list[BenchRow]
+    environment: dict[str, Any]
+    engines: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def groups(self) -> Iterator[tuple[tuple[str, str], list[BenchRow]]]:
+        """Rows of each shape and workload."""
+        for key, rows in groupby(self.rows, key=lambda row: (row.shape, row.workload)):
+            yield key, list(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "format": "tokprune-bench",
+            "version": FORMAT_VERSION,
+            "environment": self.environment,
+            "engines": self.engines,
+            "skipped": self.skipped,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write everything as JSON."""
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    def save_plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the speeds; the suffix of ``path`` chooses the format. Needs matplotlib."""
+        from tokprune_rt.bench.plot import draw
+
+        draw(self, Path(path))
+
+    def table(self) -> Table:
+        """All rows as a table. Needs rich."""
+        from tokprune_rt.bench.table import build
+
+        return build(self)
+
+    def markdown(self) -> str:
+        """All rows as Markdown tables, one for each shape and workload."""
+        from tokprune_rt.bench.table import markdown
+
+        return markdown(self)
