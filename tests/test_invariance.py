@@ -21,13 +21,7 @@ LEVELS = _core.isa_levels()
 THREADS = (1, 2, 4)
 PLANS = rm.plans()
 
-settings.register_profile(
-    "engine",
-    deadline=None,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-ENGINE = settings.get_profile("engine")
+ENGINE = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 
 lengths = st.lists(st.integers(1, 40) | st.integers(1, 80), min_size=1, max_size=6)
 
@@ -90,7 +84,7 @@ def models_and_plans() -> list[tuple[str, str | None]]:
 
 @pytest.mark.parametrize("level", LEVELS)
 @given(data=st.data(), sizes=lengths, seed=st.integers(0, 99), trace=st.booleans())
-@settings(ENGINE, max_examples=120)
+@settings(ENGINE, max_examples=200)
 def test_a_sequence_alone_equals_itself_in_any_batch(
     level: str, data: st.DataObject, sizes: list[int], seed: int, trace: bool
 ) -> None:
@@ -219,7 +213,7 @@ PROTECTED = [name for name in PLANS if PLANS[name]["protect"]["first"]]
     name=st.none() | st.sampled_from(PROTECTED),
     threads=st.sampled_from(THREADS),
 )
-@settings(ENGINE, max_examples=60)
+@settings(ENGINE, max_examples=80)
 def test_the_first_row_path_equals_the_whole(
     level: str, sizes: list[int], seed: int, name: str | None, threads: int
 ) -> None:
@@ -271,7 +265,7 @@ def test_profile_off_is_dense(tiny: Callable[..., Path]) -> None:
                 "action": {"kind": "drop"},
             }
         ],
-        "output": {"kind": "cls"},
+        "output": {"kind": "mean"},
     }
     dense = tokprune_rt.load(folder, policy="off")
     pruned = tokprune_rt.load(folder, policy=document)

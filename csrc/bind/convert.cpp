@@ -76,9 +76,9 @@ Score to_score(const py::dict& dict) {
                                              {"attn_cum", ScoreKind::kAttentionCumulative},
                                              {"table", ScoreKind::kTable},
                                              {"random", ScoreKind::kRandom}});
-  score.heads = in.choice<HeadReduction>("heads", {{"mean", HeadReduction::kMean},
-                                                   {"sum", HeadReduction::kSum},
-                                                   {"max", HeadReduction::kMax}});
+  score.heads = in.choice<HeadReduction>(
+      "heads",
+      {{"mean", HeadReduction::kMean}, {"sum", HeadReduction::kSum}, {"max", HeadReduction::kMax}});
   score.diagonal = in.get<bool>("diagonal");
   score.query = in.choice<Statistic::Query>("query", {{"alive", Statistic::Query::kAlive},
                                                       {"first", Statistic::Query::kFirst},
@@ -121,9 +121,9 @@ Selector to_selector(const py::dict& dict) {
     case SelectKind::kRatio:
       select.value = in.get<double>("ratio");
       select.of_initial = in.choice<bool>("of", {{"n", false}, {"n0", true}});
-      select.rounding = in.choice<Rounding>("round", {{"ceil", Rounding::kCeil},
-                                                      {"floor", Rounding::kFloor},
-                                                      {"round", Rounding::kNearest}});
+      select.rounding = in.choice<Rounding>(
+          "round",
+          {{"ceil", Rounding::kCeil}, {"floor", Rounding::kFloor}, {"round", Rounding::kNearest}});
       break;
     case SelectKind::kThreshold: select.value = in.get<double>("theta"); break;
     case SelectKind::kThresholdN: select.value = in.get<double>("eta"); break;
@@ -148,14 +148,13 @@ Step to_step(const py::dict& dict) {
   Reader in(dict, "plan step");
   Step step;
   step.layer = in.get<int32_t>("layer");
-  step.site = in.choice<Site>("site", {{"embed", Site::kEmbed},
-                                       {"pre", Site::kPre},
-                                       {"mid", Site::kMid},
-                                       {"post", Site::kPost}});
+  step.site = in.choice<Site>(
+      "site",
+      {{"embed", Site::kEmbed}, {"pre", Site::kPre}, {"mid", Site::kMid}, {"post", Site::kPost}});
   step.score = in.get<int32_t>("score");
-  step.action = in.choice<Action>("action", {{"drop", Action::kDrop},
-                                             {"restore", Action::kRestore},
-                                             {"package", Action::kPackage}});
+  step.action = in.choice<Action>(
+      "action",
+      {{"drop", Action::kDrop}, {"restore", Action::kRestore}, {"package", Action::kPackage}});
   step.select = to_selector(in.get<py::dict>("select"));
   in.finish();
   return step;
@@ -186,7 +185,8 @@ EncoderConfig to_config(const py::dict& dict) {
     config.dense_activations.push_back(py::str(name));
   }
   config.head = in.choice<HeadKind>(
-      "head", {{"none", HeadKind::kNone}, {"first", HeadKind::kFirst}, {"token", HeadKind::kToken}});
+      "head",
+      {{"none", HeadKind::kNone}, {"first", HeadKind::kFirst}, {"token", HeadKind::kToken}});
   config.head_activation = in.get<std::string>("head_activation");
   in.finish();
   return config;

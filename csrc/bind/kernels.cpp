@@ -31,30 +31,31 @@ const T* optional_data(const std::optional<py::array_t<T, py::array::c_style>>& 
 void gemm(const std::string& isa, const FloatArray& a, const FloatArray& panels, FloatArray c,
           int64_t m, int64_t k, bool accumulate, const std::string& epilogue,
           const std::optional<FloatArray>& bias, const std::optional<FloatArray>& residual,
-          const std::optional<IntArray>& residual_rows, const std::optional<FloatArray>& row_scale) {
+          const std::optional<IntArray>& residual_rows,
+          const std::optional<FloatArray>& row_scale) {
   static const std::map<std::string, kernels::Epilogue> kPlain = {
       {"none", kernels::Epilogue::kNone},
       {"row_scale", kernels::Epilogue::kRowScale},
       {"bias", kernels::Epilogue::kBias},
       {"bias_residual", kernels::Epilogue::kBiasResidual}};
   const auto plain = kPlain.find(epilogue);
-  table(isa).gemm({.a = a.data(),
-                   .lda = stride(a),
-                   .b = panels.data(),
-                   .b_panel_stride = panels.shape(1) * kPanel,
-                   .c = c.mutable_data(),
-                   .ldc = stride(c),
-                   .m = m,
-                   .panels = panels.shape(0),
-                   .k = k,
-                   .accumulate = accumulate,
-                   .epilogue = plain != kPlain.end() ? plain->second
-                                                     : kernels::bias_activation(epilogue),
-                   .bias = optional_data(bias),
-                   .residual = optional_data(residual),
-                   .ld_residual = residual ? stride(*residual) : 0,
-                   .residual_rows = optional_data(residual_rows),
-                   .row_scale = optional_data(row_scale)});
+  table(isa).gemm(
+      {.a = a.data(),
+       .lda = stride(a),
+       .b = panels.data(),
+       .b_panel_stride = panels.shape(1) * kPanel,
+       .c = c.mutable_data(),
+       .ldc = stride(c),
+       .m = m,
+       .panels = panels.shape(0),
+       .k = k,
+       .accumulate = accumulate,
+       .epilogue = plain != kPlain.end() ? plain->second : kernels::bias_activation(epilogue),
+       .bias = optional_data(bias),
+       .residual = optional_data(residual),
+       .ld_residual = residual ? stride(*residual) : 0,
+       .residual_rows = optional_data(residual_rows),
+       .row_scale = optional_data(row_scale)});
 }
 
 void pack_transposed(const std::string& isa, const FloatArray& src, FloatArray dst, int64_t n,

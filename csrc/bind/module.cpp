@@ -149,8 +149,7 @@ PYBIND11_MODULE(_core, m) {
              return std::make_unique<Engine>(std::move(parsed), views, threads, isa);
            }),
            py::arg("config"), py::arg("tensors"), py::arg("threads") = 0, py::arg("isa") = "")
-      .def_property_readonly("isa",
-                             [](const Engine& e) { return std::string(isa_name(e.isa())); })
+      .def_property_readonly("isa", [](const Engine& e) { return std::string(isa_name(e.isa())); })
       .def_property_readonly("threads", &Engine::threads)
       .def_property_readonly("weight_bytes",
                              [](const Engine& e) { return e.encoder().weights().bytes(); })

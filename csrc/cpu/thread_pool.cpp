@@ -27,10 +27,20 @@ T wait_while_equal(const std::atomic<T>& value, T old) {
 struct ThreadPool::Team {
   explicit Team(int threads) {
     workers.reserve(static_cast<std::size_t>(threads - 1));
-    for (int part = 1; part < threads; ++part) workers.emplace_back([this, part] { serve(part); });
+    try {
+      for (int part = 1; part < threads; ++part) {
+        workers.emplace_back([this, part] { serve(part); });
+      }
+    } catch (...) {
+      // The system has no more threads to give; those that did start must not outlive the Team.
+      end();
+      throw;
+    }
   }
 
-  ~Team() {
+  ~Team() { end(); }
+
+  void end() {
     stop.store(true, std::memory_order_relaxed);
     epoch.fetch_add(1, std::memory_order_release);
     epoch.notify_all();

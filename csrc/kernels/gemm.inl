@@ -37,8 +37,8 @@ inline void gemm_tile(const float* a, int64_t lda, const float* b, int64_t b_pan
   }
 }
 
-using TileFunction = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, int64_t,
-                              bool);
+using TileFunction = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t,
+                              int64_t, bool);
 
 // Tile functions by row count: kTiles<P>.of[r] computes r rows of P panels.
 template <int PANELS, int ROWS = kGemmRows>
@@ -68,8 +68,7 @@ inline void apply_epilogue(const GemmArgs& g, int64_t row, int64_t rows, int64_t
                            int64_t columns) {
   switch (g.epilogue) {
     case Epilogue::kNone:
-    case Epilogue::kCount:
-      return;
+    case Epilogue::kCount: return;
     case Epilogue::kRowScale:
       return for_each_vector(g, row, rows, column, columns, [&](V::reg x, int64_t i, int64_t) {
         return V::mul(x, V::set1(g.row_scale[i]));
@@ -81,12 +80,13 @@ inline void apply_epilogue(const GemmArgs& g, int64_t row, int64_t rows, int64_t
     case Epilogue::kBiasResidual:
       return for_each_vector(g, row, rows, column, columns, [&](V::reg x, int64_t i, int64_t j) {
         const int64_t from = g.residual_rows ? g.residual_rows[i] : i;
-        return V::add(V::add(x, V::load(g.bias + j)), V::load(g.residual + from * g.ld_residual + j));
+        return V::add(V::add(x, V::load(g.bias + j)),
+                      V::load(g.residual + from * g.ld_residual + j));
       });
-#define TOKPRUNE_ACTIVATION(name, hf_names)                                                       \
-  case Epilogue::kBias_##name:                                                                    \
-    return for_each_vector(g, row, rows, column, columns, [&](V::reg x, int64_t, int64_t j) {     \
-      return name(V::add(x, V::load(g.bias + j)));                                                \
+#define TOKPRUNE_ACTIVATION(name, hf_names)                                                   \
+  case Epilogue::kBias_##name:                                                                \
+    return for_each_vector(g, row, rows, column, columns, [&](V::reg x, int64_t, int64_t j) { \
+      return name(V::add(x, V::load(g.bias + j)));                                            \
     });
 #include "kernels/manifest.inc"
   }

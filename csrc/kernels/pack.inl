@@ -7,7 +7,8 @@ void pack_transposed(const PackTransposedArgs& p) {
     float* dst = p.dst + n0 * p.k;
     int64_t kk = 0;
     if (lanes == kPanel) {
-      for (; kk + kPanel <= p.k; kk += kPanel) transpose_16x16(src + kk, p.ld_src, dst + kk * kPanel);
+      for (; kk + kPanel <= p.k; kk += kPanel)
+        transpose_16x16(src + kk, p.ld_src, dst + kk * kPanel);
     }
     for (; kk < p.k; ++kk) {
       for (int64_t j = 0; j < lanes; ++j) dst[kk * kPanel + j] = src[j * p.ld_src + kk];

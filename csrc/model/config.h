@@ -20,10 +20,10 @@ struct EncoderConfig {
   int64_t hidden = 0;
   int64_t heads = 0;
   int64_t intermediate = 0;
-  int64_t embedding_size = 0;   // differs from hidden in small ELECTRA models
+  int64_t embedding_size = 0;  // differs from hidden in small ELECTRA models
   int64_t vocab_size = 0;
-  int64_t max_positions = 0;    // longest sequence, special tokens included
-  int64_t position_offset = 0;  // position id of the first token
+  int64_t max_positions = 0;     // longest sequence, special tokens included
+  int64_t position_offset = 0;   // position id of the first token
   int64_t position_pad_id = -1;  // RoBERTa: pad tokens take this position id and are not counted
   int64_t type_vocab_size = 0;   // 0 = no segment embedding
   std::string activation;

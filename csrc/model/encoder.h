@@ -32,7 +32,7 @@ struct ForwardResult {
   const float* hidden = nullptr;
   const int32_t* hidden_begin = nullptr;  // [sequences + 1]
   const int32_t* positions = nullptr;     // [rows] original positions
-  const float* pooled = nullptr;  // [sequences, ld_pooled]
+  const float* pooled = nullptr;          // [sequences, ld_pooled]
   int64_t pooled_columns = 0;
   const float* logits = nullptr;  // [sequences or tokens, ld_logits]
   int64_t logit_rows = 0;

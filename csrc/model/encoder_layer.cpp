@@ -53,7 +53,10 @@ void Encoder::layer(Pass& pass, int64_t index) const {
   const int64_t d = config_.hidden;
   const int64_t rows_in = pruner.rows();
   linear(pass.context, weights.qkv,
-         {.src = ws.x, .ld_src = ws.ld_hidden, .dst = ws.qkv.data(), .ld_dst = ws.ld_qkv,
+         {.src = ws.x,
+          .ld_src = ws.ld_hidden,
+          .dst = ws.qkv.data(),
+          .ld_dst = ws.ld_qkv,
           .rows = rows_in});
   pass.macs += 3 * d * d * rows_in;
 
@@ -82,15 +85,25 @@ void Encoder::layer(Pass& pass, int64_t index) const {
   const bool gathers = pruned && !map.packaged;
   const int64_t projected = gathers ? map.rows : rows_in;
   linear(pass.context, weights.output,
-         {.src = ws.context.data(), .ld_src = ws.ld_hidden, .dst = ws.y, .ld_dst = ws.ld_hidden,
-          .rows = projected, .epilogue = Epilogue::kBiasResidual,
+         {.src = ws.context.data(),
+          .ld_src = ws.ld_hidden,
+          .dst = ws.y,
+          .ld_dst = ws.ld_hidden,
+          .rows = projected,
+          .epilogue = Epilogue::kBiasResidual,
           .residual = {ws.x, ws.ld_hidden, gathers ? map.source : nullptr}});
   pass.macs += d * d * projected;
   norm(pass, weights.attention_norm, ws.y, nullptr, ws.y, projected);
   if (map.packaged) {
-    reduce_rows(pass.context, {.src = ws.y, .ld_src = ws.ld_hidden, .row_begin = map.row_begin,
-                               .column = map.column, .weight = map.weight, .dst = ws.x,
-                               .ld_dst = ws.ld_hidden, .rows = map.rows, .cols = d});
+    reduce_rows(pass.context, {.src = ws.y,
+                               .ld_src = ws.ld_hidden,
+                               .row_begin = map.row_begin,
+                               .column = map.column,
+                               .weight = map.weight,
+                               .dst = ws.x,
+                               .ld_dst = ws.ld_hidden,
+                               .rows = map.rows,
+                               .cols = d});
     std::swap(ws.x, ws.y);
   }
   feed_forward(pass, weights, pruner.rows());
@@ -101,8 +114,7 @@ void Encoder::layer(Pass& pass, int64_t index) const {
 void Encoder::attention_pruned(Pass& pass, int64_t index, const AttentionArgs& args) const {
   Workspace& ws = pass.ws;
   Pruner& pruner = ws.pruner;
-  const std::span<const Step> steps =
-      pass.options.plan->mid_steps[static_cast<std::size_t>(index)];
+  const std::span<const Step> steps = pass.options.plan->mid_steps[static_cast<std::size_t>(index)];
   const auto store_size = static_cast<int64_t>(ws.probabilities.size());
   pruner.open_site();
   const auto decide = [&](int64_t first, int64_t last) {
@@ -149,9 +161,8 @@ void Encoder::attention_pruned(Pass& pass, int64_t index, const AttentionArgs& a
       const int64_t keys = args.sequences[static_cast<std::size_t>(s)].count;
       pass.macs += (staged ? std::ssize(rows) : keys) * keys * config_.hidden;
       if (pruner.passive(s)) clear_context(ws, out++);
-      ws.kept_rows[s] = {.row = rows.data(),
-                         .count = static_cast<int32_t>(rows.size()),
-                         .out_begin = out};
+      ws.kept_rows[s] = {
+          .row = rows.data(), .count = static_cast<int32_t>(rows.size()), .out_begin = out};
       if (!staged) {
         compact_rows(pass.context, ws.context.data(), out, ws.ld_hidden, config_.hidden,
                      rows.data(), std::ssize(rows));
@@ -174,16 +185,25 @@ void Encoder::layer_first_rows(Pass& pass, int64_t index) const {
   const int64_t sequences = pruner.sequences();
   const int64_t q_panels = round_up(d, kPanel) / kPanel;
   linear(pass.context, weights.qkv,
-         {.src = ws.x, .ld_src = ws.ld_hidden,
-          .dst = ws.qkv.data() + q_panels * kPanel, .ld_dst = ws.ld_qkv, .rows = pruner.rows(),
-          .panel_begin = q_panels, .panel_end = 3 * q_panels});
+         {.src = ws.x,
+          .ld_src = ws.ld_hidden,
+          .dst = ws.qkv.data() + q_panels * kPanel,
+          .ld_dst = ws.ld_qkv,
+          .rows = pruner.rows(),
+          .panel_begin = q_panels,
+          .panel_end = 3 * q_panels});
   for (int64_t s = 0; s < sequences; ++s) {
     ws.rows[s] = static_cast<int32_t>(pruner.row_begin(s));
   }
   gather_rows(pass.context, ws.x, ws.y, ws.ld_hidden, d, ws.rows.data(), sequences);
   linear(pass.context, weights.qkv,
-         {.src = ws.y, .ld_src = ws.ld_hidden, .dst = ws.context.data(), .ld_dst = ws.ld_hidden,
-          .rows = sequences, .panel_begin = 0, .panel_end = q_panels});
+         {.src = ws.y,
+          .ld_src = ws.ld_hidden,
+          .dst = ws.context.data(),
+          .ld_dst = ws.ld_hidden,
+          .rows = sequences,
+          .panel_begin = 0,
+          .panel_end = q_panels});
   for (int64_t s = 0; s < sequences; ++s) {
     std::copy_n(ws.context.data() + s * ws.ld_hidden, d,
                 ws.qkv.data() + pruner.row_begin(s) * ws.ld_qkv);
@@ -191,8 +211,12 @@ void Encoder::layer_first_rows(Pass& pass, int64_t index) const {
   const AttentionArgs args = attention_args(config_, weights_, ws);
   attention(pass.context, args, /*first_row_only=*/true);
   linear(pass.context, weights.output,
-         {.src = ws.context.data(), .ld_src = ws.ld_hidden, .dst = ws.y, .ld_dst = ws.ld_hidden,
-          .rows = sequences, .epilogue = Epilogue::kBiasResidual,
+         {.src = ws.context.data(),
+          .ld_src = ws.ld_hidden,
+          .dst = ws.y,
+          .ld_dst = ws.ld_hidden,
+          .rows = sequences,
+          .epilogue = Epilogue::kBiasResidual,
           .residual = {ws.x, ws.ld_hidden, ws.rows.data()}});
   norm(pass, weights.attention_norm, ws.y, nullptr, ws.y, sequences);
   feed_forward(pass, weights, sequences);
@@ -202,11 +226,19 @@ void Encoder::layer_first_rows(Pass& pass, int64_t index) const {
 void Encoder::feed_forward(Pass& pass, const LayerWeights& weights, int64_t rows) const {
   Workspace& ws = pass.ws;
   linear(pass.context, weights.ffn_in,
-         {.src = ws.y, .ld_src = ws.ld_hidden, .dst = ws.ffn.data(), .ld_dst = ws.ld_ffn,
-          .rows = rows, .epilogue = weights_.ffn_activation});
+         {.src = ws.y,
+          .ld_src = ws.ld_hidden,
+          .dst = ws.ffn.data(),
+          .ld_dst = ws.ld_ffn,
+          .rows = rows,
+          .epilogue = weights_.ffn_activation});
   linear(pass.context, weights.ffn_out,
-         {.src = ws.ffn.data(), .ld_src = ws.ld_ffn, .dst = ws.x, .ld_dst = ws.ld_hidden,
-          .rows = rows, .epilogue = Epilogue::kBiasResidual,
+         {.src = ws.ffn.data(),
+          .ld_src = ws.ld_ffn,
+          .dst = ws.x,
+          .ld_dst = ws.ld_hidden,
+          .rows = rows,
+          .epilogue = Epilogue::kBiasResidual,
           .residual = {ws.y, ws.ld_hidden, nullptr}});
   std::swap(ws.x, ws.y);
   pass.macs += 2 * config_.hidden * config_.intermediate * rows;

@@ -9,10 +9,10 @@ namespace tokprune {
 
 // The final states, row by row.
 struct Encoder::FinalRows {
-  const float* states = nullptr;  // rows of ld_hidden floats
+  const float* states = nullptr;   // rows of ld_hidden floats
   const int32_t* begin = nullptr;  // [sequences + 1]
   const int32_t* position = nullptr;
-  const float* size = nullptr;      // null = every row counts once
+  const float* size = nullptr;       // null = every row counts once
   const uint8_t* passive = nullptr;  // null = no sequence starts with a passive row
 };
 

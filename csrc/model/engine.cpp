@@ -113,8 +113,8 @@ EngineOutput Engine::forward(const RaggedBatch& batch, const ForwardOptions& opt
   return output;
 }
 
-void Engine::collect(const Workspace& ws, const RaggedBatch& part, int64_t first,
-                     int64_t sequences, const ForwardResult& result, EngineOutput& output) const {
+void Engine::collect(const Workspace& ws, const RaggedBatch& part, int64_t first, int64_t sequences,
+                     const ForwardResult& result, EngineOutput& output) const {
   const EncoderConfig& config = encoder_.config();
   if (result.hidden) {
     const int64_t rows = result.hidden_begin[part.sequences];

@@ -59,12 +59,14 @@ void Plan::finish() {
           "plan steps are not in order of layer and site");
   for (std::size_t i = 0; i < steps.size(); ++i) {
     check_step(*this, steps[i]);
-    const bool package_ends_site =
-        i + 1 == steps.size() || steps[i].site != Site::kMid || steps[i].action != Action::kPackage ||
-        steps[i + 1].layer != steps[i].layer || steps[i + 1].site != Site::kMid;
+    const bool package_ends_site = i + 1 == steps.size() || steps[i].site != Site::kMid ||
+                                   steps[i].action != Action::kPackage ||
+                                   steps[i + 1].layer != steps[i].layer ||
+                                   steps[i + 1].site != Site::kMid;
     require(package_ends_site, "package must be the last mid step of its layer");
   }
-  if (output == OutputKind::kTokens || (output == OutputKind::kMean && over == OutputOver::kRestored)) {
+  if (output == OutputKind::kTokens ||
+      (output == OutputKind::kMean && over == OutputOver::kRestored)) {
     require(std::all_of(steps.begin(), steps.end(),
                         [](const Step& s) { return s.action == Action::kRestore; }),
             "an output over restored tokens needs every action to be restore");
@@ -76,10 +78,10 @@ void Plan::finish() {
   post_steps.clear();
   pre_steps.clear();
   for (int32_t l = 0; l < layers; ++l) {
-    mid_steps.push_back(find_steps(
-        steps, [l](const Step& s) { return s.layer == l && s.site == Site::kMid; }));
-    post_steps.push_back(find_steps(
-        steps, [l](const Step& s) { return s.layer == l && s.site == Site::kPost; }));
+    mid_steps.push_back(
+        find_steps(steps, [l](const Step& s) { return s.layer == l && s.site == Site::kMid; }));
+    post_steps.push_back(
+        find_steps(steps, [l](const Step& s) { return s.layer == l && s.site == Site::kPost; }));
     pre_steps.push_back(
         find_steps(steps, [l](const Step& s) { return s.layer == l && s.site < Site::kMid; }));
   }

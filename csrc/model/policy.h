@@ -11,7 +11,13 @@
 
 namespace tokprune {
 
-enum class ScoreKind : uint8_t { kAttentionColumn, kAttentionCls, kAttentionCumulative, kTable, kRandom };
+enum class ScoreKind : uint8_t {
+  kAttentionColumn,
+  kAttentionCls,
+  kAttentionCumulative,
+  kTable,
+  kRandom
+};
 enum class Site : uint8_t {
   kEmbed,  // after the embeddings
   kPre,    // before the layer

@@ -102,8 +102,7 @@ void Pruner::take_scores(const Context& context, int64_t layer, const AttentionA
     const bool cumulative = score.kind == ScoreKind::kAttentionCumulative;
     HeadReductionArgs args;
     args.statistic = &statistics_[i];
-    args.reduction =
-        score.kind == ScoreKind::kAttentionCls ? HeadReduction::kMean : score.heads;
+    args.reduction = score.kind == ScoreKind::kAttentionCls ? HeadReduction::kMean : score.heads;
     args.value_norm = score.value_norm ? &attention : nullptr;
     args.score = cumulative ? swap_float_.data() : values;
     const auto count = static_cast<std::size_t>(last - first);
@@ -158,8 +157,8 @@ void Pruner::read_scores(const Step& step, int64_t s, std::span<const int32_t> r
   }
   if (score.kind == ScoreKind::kTable) {
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      const int32_t index = score.by_position ? position_[rows[i]]
-                                              : batch_.input_ids[token_[rows[i]]];
+      const int32_t index =
+          score.by_position ? position_[rows[i]] : batch_.input_ids[token_[rows[i]]];
       out[i] = score.table[static_cast<std::size_t>(index)];
     }
     return;
@@ -197,8 +196,8 @@ void Pruner::decide_sequence(const Step& step, int64_t s, const Scratch& scratch
                     .initial_length = batch_.length(s),
                     .is_protected = scratch.is_protected.data()});
   if (trace_) {
-    std::vector<float>& scores = trace_->scores[static_cast<std::size_t>(step.layer)]
-                                               [static_cast<std::size_t>(s)];
+    std::vector<float>& scores =
+        trace_->scores[static_cast<std::size_t>(step.layer)][static_cast<std::size_t>(s)];
     for (int32_t i = 0; i < count; ++i) {
       scores[static_cast<std::size_t>(position_[list[i]])] = scratch.score[i];
     }

@@ -14,15 +14,15 @@ namespace tokprune {
 
 // What trace=True records, by layer and sequence.
 struct Trace {
-  std::vector<std::vector<std::vector<int32_t>>> kept;   // original positions after the layer
-  std::vector<std::vector<std::vector<float>>> scores;   // by original position; NaN = no score
+  std::vector<std::vector<std::vector<int32_t>>> kept;  // original positions after the layer
+  std::vector<std::vector<std::vector<float>>> scores;  // by original position; NaN = no score
 };
 
 // How the rows after a decision are made from the rows before it, in CSR form.
 struct RowMap {
-  int64_t rows = 0;                   // rows after
-  const int32_t* source = nullptr;    // drop: row before, for every row after
-  bool packaged = false;              // some row after is a weighted sum
+  int64_t rows = 0;                    // rows after
+  const int32_t* source = nullptr;     // drop: row before, for every row after
+  bool packaged = false;               // some row after is a weighted sum
   const int32_t* row_begin = nullptr;  // packaged: [rows + 1]
   const int32_t* column = nullptr;
   const float* weight = nullptr;

@@ -36,8 +36,8 @@ void Pruner::append_package(int64_t s, int32_t* entries, int32_t* row) {
   int32_t first = members[0];
   for (std::size_t i = 0; i < members.size(); ++i) {
     map_column_[*entries] = members[i];
-    map_weight_[*entries] = uniform ? 1.0f / static_cast<float>(members.size())
-                                    : static_cast<float>(weight[i] / total);
+    map_weight_[*entries] =
+        uniform ? 1.0f / static_cast<float>(members.size()) : static_cast<float>(weight[i] / total);
     ++*entries;
     if (position_[members[i]] < position_[first]) first = members[i];
   }

@@ -31,8 +31,8 @@ class Source {
     for (std::size_t i = 0; matches && i < shape.size(); ++i) {
       matches = shape[i] == kAny || shape[i] == it->second.shape[i];
     }
-    require(matches, "tensor '", name, "' has shape ", shape_text(it->second.shape),
-            "; expected ", shape_text(shape));
+    require(matches, "tensor '", name, "' has shape ", shape_text(it->second.shape), "; expected ",
+            shape_text(shape));
     return it->second;
   }
 
@@ -58,6 +58,8 @@ class Source {
   }
 
   PackedLinear linear(const std::string& name, int64_t inputs, int64_t outputs) const {
+    // Before any memory is taken: the configuration may ask for any width.
+    get(name + ".weight", {outputs, inputs});
     PackedLinear layer(inputs, outputs);
     linear(layer, 0, name, outputs);
     return layer;
@@ -130,10 +132,13 @@ EncoderWeights::EncoderWeights(const Context& context, const EncoderConfig& conf
   const int64_t e = config.embedding_size;
   word = source.array("embeddings.word", {config.vocab_size, e});
   const int64_t position_rows = source.get("embeddings.position", {kAny, e}).shape[0];
-  require(position_rows >= config.position_offset + config.max_positions &&
+  require(position_rows - config.position_offset >= config.max_positions &&
               position_rows > config.position_pad_id,
-          "tensor 'embeddings.position' has ", position_rows, " rows; expected at least ",
-          config.position_offset + config.max_positions);
+          "tensor 'embeddings.position' has ", position_rows, " rows; expected ",
+          config.max_positions, " from row ", config.position_offset,
+          config.position_pad_id < 0
+              ? std::string()
+              : concat(", and row ", config.position_pad_id, " for the pad token"));
   position = source.array("embeddings.position", {kAny, e});
   if (config.type_vocab_size > 0) {
     token_type = source.array("embeddings.token_type", {config.type_vocab_size, e});
@@ -143,17 +148,14 @@ EncoderWeights::EncoderWeights(const Context& context, const EncoderConfig& conf
     embedding_projection = source.linear("embeddings.project", e, config.hidden);
   }
   if (config.relative_attention) {
-    relative_bias =
-        source.array("relative_bias", {config.heads, 2 * config.max_positions - 1});
+    relative_bias = source.array("relative_bias", {config.heads, 2 * config.max_positions - 1});
   }
   ffn_activation = kernels::bias_activation(config.activation);
-  layers.reserve(static_cast<std::size_t>(config.layers));
   for (int64_t i = 0; i < config.layers; ++i) layers.push_back(load_layer(source, config, i));
 
   int64_t width = config.hidden * static_cast<int64_t>(config.pooling.size());
   for (std::size_t j = 0; j < config.dense_activations.size(); ++j) {
-    dense.push_back(
-        source.dense("dense." + std::to_string(j), width, config.dense_activations[j]));
+    dense.push_back(source.dense("dense." + std::to_string(j), width, config.dense_activations[j]));
     width = dense.back().outputs;
   }
   if (config.head != HeadKind::kNone) {

@@ -76,7 +76,8 @@ void Workspace::reserve(const EncoderConfig& config, int64_t widest_pooled, int6
     probability_at = AlignedArray<int64_t>(static_cast<std::size_t>(plan.sequences));
     kept_rows = AlignedArray<KeptRows>(static_cast<std::size_t>(plan.sequences));
   }
-  for (AlignedArray<int32_t>* array : {&ids, &types, &positions, &rows, &position_index, &survivors}) {
+  for (AlignedArray<int32_t>* array :
+       {&ids, &types, &positions, &rows, &position_index, &survivors}) {
     *array = AlignedArray<int32_t>(static_cast<std::size_t>(plan.tokens));
   }
   pooled = floats(plan.sequences, ld_pooled);

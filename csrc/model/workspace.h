@@ -42,16 +42,16 @@ struct Workspace {
   AlignedArray<uint8_t> is_restored;   // [tokens]
   AlignedArray<int32_t> output_begin;  // [sequences + 1]
   AlignedArray<float> probabilities;
-  AlignedArray<float> inv_sum;             // [heads][tokens]
-  AlignedArray<int64_t> probability_at;    // [sequences]
-  AlignedArray<KeptRows> kept_rows;        // [sequences]
+  AlignedArray<float> inv_sum;           // [heads][tokens]
+  AlignedArray<int64_t> probability_at;  // [sequences]
+  AlignedArray<KeptRows> kept_rows;      // [sequences]
   // [tokens] each. position_index counts a token's predecessors; survivors lists rows between
   // layers.
   AlignedArray<int32_t> ids, types, positions, rows, position_index, survivors;
-  AlignedArray<float> pooled, pooled_next;            // [sequences, ld_pooled]
-  AlignedArray<float> pool_weight;                    // [tokens]
-  AlignedArray<int32_t> pool_begin;                   // [sequences + 1]
-  AlignedArray<float> logits;                         // [tokens or sequences, ld_logits]
+  AlignedArray<float> pooled, pooled_next;  // [sequences, ld_pooled]
+  AlignedArray<float> pool_weight;          // [tokens]
+  AlignedArray<int32_t> pool_begin;         // [sequences + 1]
+  AlignedArray<float> logits;               // [tokens or sequences, ld_logits]
   int64_t ld_logits = 0;
   AlignedArray<int32_t> kept_counts;  // [layers][sequences]
   std::vector<AttentionScratch> scratch;

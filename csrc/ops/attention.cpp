@@ -71,12 +71,8 @@ struct Head {
                              .key_position = args.position + rows.begin});
       scale = 1.0f;
     }
-    kernels.softmax({.s = p,
-                     .ld = ld,
-                     .rows = queries,
-                     .n = rows.count,
-                     .scale = scale,
-                     .inv_sum = inv_sum});
+    kernels.softmax(
+        {.s = p, .ld = ld, .rows = queries, .n = rows.count, .scale = scale, .inv_sum = inv_sum});
   }
 
   bool votes(const Statistic& statistic, int64_t query) const {
@@ -115,12 +111,8 @@ struct Head {
       float* sum = statistic.sum + head * statistic.ld + rows.begin;
       float* acc = weight + kQueryBlock;
       std::copy_n(sum, rows.count, acc);
-      kernels.column_sum({.p = p,
-                          .ld = ld,
-                          .rows = queries,
-                          .n = rows.count,
-                          .row_weight = weight,
-                          .acc = acc});
+      kernels.column_sum(
+          {.p = p, .ld = ld, .rows = queries, .n = rows.count, .row_weight = weight, .acc = acc});
       std::copy_n(acc, rows.count, sum);
       if (!statistic.diagonal) {
         for (int64_t i = 0; i < queries; ++i) p[i * ld + q0 + i] = own[i];

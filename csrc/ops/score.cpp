@@ -16,8 +16,7 @@ uint64_t mix(uint64_t x) {
 
 float value_norm(const AttentionArgs& args, int64_t row, int64_t head) {
   const AttentionShape& shape = args.shape;
-  const float* v =
-      args.qkv + row * args.ld_qkv + 2 * shape.part_stride + head * shape.head_dim;
+  const float* v = args.qkv + row * args.ld_qkv + 2 * shape.part_stride + head * shape.head_dim;
   float squares = 0.0f;
   for (int64_t j = 0; j < shape.head_dim; ++j) squares += v[j] * v[j];
   return std::sqrt(squares);
@@ -36,8 +35,8 @@ void reduce_heads(const Context& context, std::span<const RowSpan> sequences,
       for (int64_t j = 0; j < rows.count; ++j) {
         float term = sum[j];
         if (args.value_norm) term *= value_norm(*args.value_norm, rows.begin + j, head);
-        score[j] = args.reduction == HeadReduction::kMax ? std::max(score[j], term)
-                                                         : score[j] + term;
+        score[j] =
+            args.reduction == HeadReduction::kMax ? std::max(score[j], term) : score[j] + term;
       }
     }
     if (args.reduction == HeadReduction::kMean) {

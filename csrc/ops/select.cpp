@@ -88,8 +88,7 @@ float threshold_of(const Selector& selector, const Candidates& tokens) {
 void apply(const Selector& selector, const Candidates& tokens, Ranking& ranking, uint8_t* keep) {
   const int64_t protected_count = tokens.count - ranking.unprotected;
   switch (selector.kind) {
-    case SelectKind::kTopK:
-      return ranking.keep_best(selector.k - protected_count, keep);
+    case SelectKind::kTopK: return ranking.keep_best(selector.k - protected_count, keep);
     case SelectKind::kRatio: {
       const int64_t of = selector.of_initial ? tokens.initial_length : tokens.count;
       const double count = selector.value * static_cast<double>(of);

@@ -113,7 +113,7 @@ def peer(name: str, engine: Peer, model: Model, workload: Workload, order: Order
         ]
         return _in_order(batches, cut)
 
-    mode = "padded" if workload.uniform else f"padded, {order}"
+    mode = "dense" if workload.uniform else f"padded, {order}"
     macs = macs_of(model, workload.padded_lengths(order))
     return Candidate(name, mode, engine.prepare(inputs), rows, macs)
 

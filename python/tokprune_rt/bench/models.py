@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 REAL_MODEL = "all-MiniLM-L6-v2"
 
+# Part of the folders' names; goes up when what is written changes.
+_VERSION = 1
 _SEED = 20240229
 _VOCAB = 30522
 _POSITIONS = 512
@@ -40,15 +42,21 @@ SHAPES = {
 
 
 def cache_folder() -> Path:
-    """Where models and their conversions are kept between runs of this user."""
-    return Path(tempfile.gettempdir()) / f"tokprune-bench-{os.getuid()}"
+    """Where models and their conversions are kept between runs of this user.
+
+    Raises PermissionError when the folder belongs to somebody else.
+    """
+    folder = Path(tempfile.gettempdir()) / f"tokprune-bench-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user")
+    return folder
 
 
 def model_folder(shape: Shape) -> Path:
     """The folder of the random-weight model of this shape; written by the first call."""
-    folder = cache_folder() / shape.name
+    folder = cache_folder() / f"{shape.name}-{_VERSION}"
     if not (folder / _READY).exists():
-        cache_folder().mkdir(mode=0o700, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=cache_folder()))
         try:
             _write(draft, shape)

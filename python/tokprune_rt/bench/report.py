@@ -101,6 +101,15 @@ class BenchReport:
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
+    @classmethod
+    def load_json(cls, path: str | os.PathLike[str]) -> BenchReport:
+        """Read what `save_json` wrote; ValueError for another file."""
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        if data.get("format") != "tokprune-bench" or data.get("version") != FORMAT_VERSION:
+            raise ValueError(f"{path} holds no benchmark report of version {FORMAT_VERSION}")
+        rows = [BenchRow(**row) for row in data["rows"]]
+        return cls(rows, data["environment"], data["engines"], data["skipped"])
+
     def save_plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the speeds; the suffix of ``path`` chooses the format. Needs matplotlib."""
         from tokprune_rt.bench.plot import draw

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,7 +23,15 @@ from tokprune_rt.bench.candidates import (
 )
 from tokprune_rt.bench.environment import describe, load_average
 from tokprune_rt.bench.models import REAL_MODEL, SHAPES, Shape, model_folder
-from tokprune_rt.bench.peers import PEERS, REFERENCE, FloatArray, Peer, load_peer, missing
+from tokprune_rt.bench.peers import (
+    PEERS,
+    REFERENCE,
+    FloatArray,
+    Peer,
+    ReferencePeer,
+    load_peer,
+    missing,
+)
 from tokprune_rt.bench.pruning import halving_policy, kept_shares
 from tokprune_rt.bench.report import BenchReport, BenchRow
 from tokprune_rt.bench.timing import Timing, alternate
@@ -56,6 +64,7 @@ class Stage:
     label: str
     model: Model
     peers: Mapping[str, Peer]
+    reference: ReferencePeer | None
 
     @property
     def real(self) -> bool:
@@ -101,7 +110,7 @@ def run_bench(
         rounds: turns of each engine at each workload, at most.
         seed: of the random token ids and of the choice of documents.
         progress: called with the number of finished workloads, their total, and what comes next.
-        limit_s: seconds after which a workload gets no more rounds (but three).
+        limit_s: seconds after which a workload gets no more rounds, see `timing.alternate`.
 
     Raises:
         ValueError: an unknown shape, workload or engine, or a number below 1.
@@ -183,12 +192,16 @@ def stage(
     shape: Shape, folder: Path, label: str, peers: Sequence[str], threads: int | None
 ) -> Iterator[Stage]:
     """Load a model into every engine; everything is released at the end."""
-    model = load(folder, policy=halving_policy(shape.layers), threads=threads)
+    policy = halving_policy(shape.layers)
+    model = load(folder, policy=policy, precision="fp32", threads=threads)
     loaded: dict[str, Peer] = {}
     try:
         for name in peers:
             loaded[name] = load_peer(name, folder, model.threads)
-        yield Stage(shape, folder, label, model, loaded)
+        engine = loaded.get(REFERENCE)
+        if engine is None and missing(REFERENCE) is None:
+            engine = load_peer(REFERENCE, folder, model.threads)
+        yield Stage(shape, folder, label, model, loaded, cast(ReferencePeer | None, engine))
     finally:
         loaded.clear()
         gc.collect()
@@ -212,14 +225,14 @@ def check(
     embeddings = None
     if entry.mode in (PACKED, PRUNED):
         embeddings = np.stack([states.mean(axis=0) for states in rows])
-    difference, how = None, f"not checked: {missing(REFERENCE) or f'no {REFERENCE}'}"
-    if expected is not None:
+    difference, how = None, f"nothing, because {REFERENCE} is not installed"
+    engine = stage.reference
+    if engine is not None and expected is not None:
         what = f"{entry.engine} {entry.mode}, {stage.shape.name} {workload.name}"
-        reference = stage.peers[REFERENCE]
         if entry.mode == PRUNED:
             count = min(_CHECKED_SEQUENCES, len(workload.sequences))
             difference = check_pruned(
-                reference.bert,
+                engine.bert,
                 stage.model,
                 kept_shares(stage.shape.layers),
                 workload.sequences[:count],
@@ -228,7 +241,7 @@ def check(
         elif entry.mode == PADDED:
             first = workload.batches()[0]
             part = padded_workload(workload).part(first)
-            expected = reference_rows(reference, stage.model, part)
+            expected = reference_rows(engine, stage.model, part)
             difference = max_difference(expected, [rows[i] for i in first], what)
             how = f"states of the first batch to {REFERENCE} without a mask"
         else:
@@ -239,7 +252,7 @@ def check(
 
 def reference(stage: Stage, workload: Workload) -> list[FloatArray] | None:
     """What the reference engine says about this workload; None when it is not there."""
-    engine = stage.peers.get(REFERENCE)
+    engine = stage.reference
     return None if engine is None else reference_rows(engine, stage.model, workload)
 
 

@@ -90,8 +90,13 @@ def build(report: BenchReport) -> Table:
     return table
 
 
+def _command(report: BenchReport, row: BenchRow) -> str:
+    threads = report.environment["threads"]
+    return f"tokprune bench --shape {row.shape} --workload {row.workload} --threads {threads}"
+
+
 def markdown(report: BenchReport) -> str:
-    """All rows as Markdown."""
+    """All rows as Markdown tables, under each the command that measures it alone."""
     lines: list[str] = []
     for (shape, _), rows in report.groups():
         cells = [_cells(row) for row in rows]
@@ -100,6 +105,7 @@ def markdown(report: BenchReport) -> str:
         lines.append("| " + " | ".join(_HEADER[i] for i in columns) + " |")
         lines.append("|" + "|".join("---" if i < 2 else "--:" for i in columns) + "|")
         lines += ["| " + " | ".join(row[i] for i in columns) + " |" for row in cells]
+        lines += ["", f"`{_command(report, rows[0])}`"]
     lines += ["", *(f"{line}  " for line in caption(report).splitlines())]
     lines += [f"{name}: {note}  " for name, note in report.engines.items()]
     return "\n".join(lines).strip() + "\n"

@@ -16,7 +16,9 @@ _TURN_S = 0.04
 _MAX_CALLS = 10
 # Slower ones are not worth an untimed call at the start of every turn.
 _WARM_BELOW_S = 0.3
-MIN_ROUNDS = 3
+_WANTED_ROUNDS, _MIN_ROUNDS = 3, 2
+# How far over its limit a workload may go for the sake of the wanted rounds.
+_PATIENCE = 4.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def alternate(
     Args:
         calls: functions without arguments.
         rounds: turns of each, at most.
-        limit_s: no round begins after this many seconds, once there were `MIN_ROUNDS`.
+        limit_s: no round begins after this many seconds, but three are made, or two where they
+            take very long.
         tick: called after every turn.
     """
     if rounds < 1:
@@ -86,7 +89,9 @@ def alternate(
     estimates: list[float | None] = [None] * len(calls)
     begin = time.perf_counter()
     for number in range(rounds):
-        if number >= MIN_ROUNDS and time.perf_counter() - begin > limit_s:
+        spent = time.perf_counter() - begin
+        least = _WANTED_ROUNDS if spent < _PATIENCE * limit_s else _MIN_ROUNDS
+        if number >= least and spent > limit_s:
             break
         order = range(len(calls)) if number % 2 == 0 else range(len(calls) - 1, -1, -1)
         for i in order:

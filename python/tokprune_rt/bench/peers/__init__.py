@@ -6,7 +6,7 @@ from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import cast
 
-from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch, Peer, pad
+from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch, Peer, ReferencePeer, pad
 
 __all__ = [
     "PEERS",
@@ -15,6 +15,7 @@ __all__ = [
     "FloatArray",
     "PaddedBatch",
     "Peer",
+    "ReferencePeer",
     "load_peer",
     "missing",
     "pad",

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,15 @@ class Peer(Protocol):
         ...
 
 
+class ReferencePeer(Peer, Protocol):
+    """The engine to whose results the others' are compared."""
+
+    @property
+    def bert(self) -> Any:
+        """transformers' BertModel."""
+        ...
+
+
 def converted(folder: Path, kind: str, version: str, convert: Callable[[Path], None]) -> Path:
     """The folder into which ``convert`` put this model; kept between runs.
 
@@ -71,7 +80,6 @@ def converted(folder: Path, kind: str, version: str, convert: Callable[[Path], N
     target = cache_folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if target.exists():
         return target
-    cache_folder().mkdir(mode=0o700, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=cache_folder()))
     try:
         convert(draft)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-import ctranslate2
 import numpy as np
 
 from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch, converted
+from tokprune_rt.bench.peers.torch_peer import quiet
+
+ctranslate2 = import_module("ctranslate2")
 
 
 class Ctranslate2Peer:
@@ -19,12 +21,9 @@ class Ctranslate2Peer:
 
     def __init__(self, folder: Path, threads: int) -> None:
         def convert(target: Path) -> None:
-            logging.disable(logging.WARNING)
-            try:
+            with quiet():
                 converter = ctranslate2.converters.TransformersConverter(str(folder))
                 converter.convert(str(target), force=True)
-            finally:
-                logging.disable(logging.NOTSET)
 
         path = converted(folder, "ctranslate2", ctranslate2.__version__, convert)
         self._encoder = ctranslate2.Encoder(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ class _Encoder(torch.nn.Module):
         )[0]
 
 
+def _version() -> str:
+    return f"{torch.__version__}:{import_module('transformers').__version__}"
+
+
 def exported(folder: Path) -> Path:
     """The graph as torch exports it, inputs input_ids and attention_mask of any size."""
 
@@ -52,16 +57,15 @@ def exported(folder: Path) -> Path:
                 dynamo=False,
             )
 
-    return converted(folder, "onnx", torch.__version__, convert) / _GRAPH
+    return converted(folder, "onnx", _version(), convert) / _GRAPH
 
 
 def optimized(folder: Path) -> Path:
     """The exported graph after onnxruntime's transformer optimizer."""
-    import onnxruntime
+    onnxruntime = import_module("onnxruntime")
 
     def convert(target: Path) -> None:
-        from onnxruntime.transformers import optimizer
-
+        optimizer = import_module("onnxruntime.transformers.optimizer")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         level = logging.getLogger("onnxruntime.transformers").level
         logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
@@ -77,5 +81,5 @@ def optimized(folder: Path) -> Path:
             logging.getLogger("onnxruntime.transformers").setLevel(level)
         model.save_model_to_file(str(target / _GRAPH))
 
-    version = f"{torch.__version__}:{onnxruntime.__version__}"
+    version = f"{_version()}:{onnxruntime.__version__}"
     return converted(folder, "onnxruntime", version, convert) / _GRAPH

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-
-import onnxruntime
 
 from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch
 from tokprune_rt.bench.peers.onnx_export import optimized
+
+onnxruntime = import_module("onnxruntime")
 
 _FUSED = ("Attention", "MultiHeadAttention", "BiasGelu", "SkipLayerNormalization")
 
@@ -18,8 +19,7 @@ class OnnxruntimePeer:
     """CPU provider, all graph optimizations."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        import onnx
-
+        onnx = import_module("onnx")
         path = optimized(folder)
         nodes = Counter(node.op_type for node in onnx.load(path).graph.node)
         found = [f"{nodes[kind]} {kind}" for kind in _FUSED if nodes[kind]]

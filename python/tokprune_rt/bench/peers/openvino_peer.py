@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import openvino
-
 from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch
 from tokprune_rt.bench.peers.onnx_export import exported
+
+openvino = import_module("openvino")
 
 
 class OpenvinoPeer:

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertModel
-from transformers.utils import logging as transformers_logging
 
 from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch
+
+_transformers = import_module("transformers")
+_logging = _transformers.utils.logging
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from reporting on the loading of weights."""
+    level = _logging.get_verbosity()
+    _logging.set_verbosity_error()
+    _logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        _logging.set_verbosity(level)
+        _logging.enable_progress_bar()
 
 
 def load_bert(folder: Path, attention: str) -> Any:
     """The encoder without its pooler, in evaluation mode."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        model = BertModel.from_pretrained(
+    with quiet():
+        model = _transformers.BertModel.from_pretrained(
             folder, attn_implementation=attention, add_pooling_layer=False, dtype=torch.float32
         )
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
     return model.eval()
 
 

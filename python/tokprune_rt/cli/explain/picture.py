@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -26,8 +27,18 @@ _CELL = _FONT * 0.6021 / 72
 _LINE = _FONT * 1.85 / 72
 _MARGIN = 0.45
 _WIDTH = _COLUMNS * _CELL + 2 * _MARGIN
+_EDGE = 0.025
 _DPI = 160
-_MONO = "DejaVu Sans Mono"
+_SANS, _MONO = "DejaVu Sans", "DejaVu Sans Mono"
+# For the scripts that those two lack, if they are installed.
+_OTHERS = (
+    "Noto Sans Mono CJK JP",
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Arial Unicode MS",
+    "Hiragino Sans",
+)
 _TEXT = "#1c1b1f"
 _SOFT = "#5d5b66"
 _BARS = "#8f8ca0"
@@ -50,6 +61,7 @@ def png_bytes(explanation: Explanation) -> bytes:
     Raises ImportError naming the extra to install when matplotlib is missing.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -63,7 +75,7 @@ def png_bytes(explanation: Explanation) -> bytes:
     )
     head, key, chart = 0.75, 0.5, 1.75
     below = 0.3 + 0.24 * len(foot)
-    height = _MARGIN + head + key + lines * _LINE + 0.65 + chart + 0.55 + below
+    height = _MARGIN + head + key + lines * _LINE + 0.5 + chart + 0.55 + below
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     page: Axes = figure.add_axes((0, 0, 1, 1))
@@ -78,7 +90,7 @@ def png_bytes(explanation: Explanation) -> bytes:
     _draw_key(page, explanation, _MARGIN + head + 0.15)
     top = _MARGIN + head + key
     _draw_text(page, explanation, pieces, top)
-    bottom = top + lines * _LINE + 0.65
+    bottom = top + lines * _LINE + 0.5
     box = (0.5 + _MARGIN, height - bottom - chart, _WIDTH - 2 * _MARGIN - 0.5, chart)
     axes = figure.add_axes((box[0] / _WIDTH, box[1] / height, box[2] / _WIDTH, box[3] / height))
     _draw_layers(axes, explanation)
@@ -86,7 +98,8 @@ def png_bytes(explanation: Explanation) -> bytes:
         y = bottom + chart + 0.7 + 0.24 * number
         _write(page, _MARGIN, y, line, size=10, colour=_SOFT)
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    # Hinted letters would not be as wide as the cells that the layout reckons with.
+    with warnings.catch_warnings(), rc_context({"text.hinting": "none", "text.hinting_factor": 8}):
         # The font lacks some scripts; their characters become boxes, the marks stay right.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="png", metadata={"Title": subtitle, "Software": None})
@@ -126,6 +139,14 @@ def lay_out(explanation: Explanation, columns: int = _COLUMNS) -> Iterator[Piece
         before = token
 
 
+@cache
+def _other_fonts() -> tuple[str, ...]:
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return tuple(name for name in _OTHERS if name in installed)
+
+
 def _write(page: Axes, x: float, y: float, text: str, **options: Any) -> None:
     page.text(
         x,
@@ -133,7 +154,7 @@ def _write(page: Axes, x: float, y: float, text: str, **options: Any) -> None:
         text,
         fontsize=options.get("size", _FONT),
         color=options.get("colour", _TEXT),
-        family=options.get("family", "DejaVu Sans"),
+        family=[options.get("family", _SANS), *_other_fonts()],
         weight=options.get("weight", "normal"),
         style=options.get("style", "normal"),
         ha=options.get("align", "left"),
@@ -142,14 +163,18 @@ def _write(page: Axes, x: float, y: float, text: str, **options: Any) -> None:
     )
 
 
-def _mark(page: Axes, x: float, y: float, width: float, colour: str) -> None:
+def _mark(
+    page: Axes, x: float, y: float, width: float, colour: str, *, edges: tuple[bool, bool]
+) -> None:
+    """A coloured box; ``edges`` tells on which sides it may stand out into a gap."""
     from matplotlib.patches import FancyBboxPatch
 
-    height, edge = _LINE * 0.72, 0.025
+    height = _LINE * 0.72
+    before, after = (_EDGE if edge else 0.0 for edge in edges)
     page.add_patch(
         FancyBboxPatch(
-            (x - edge, y - height / 2),
-            width + 2 * edge,
+            (x - before, y - height / 2),
+            width + before + after,
             height,
             boxstyle="round,pad=0,rounding_size=0.035",
             facecolor=colour,
@@ -165,7 +190,7 @@ def _draw_key(page: Axes, explanation: Explanation, y: float) -> None:
     _write(page, _MARGIN, y, "Left at layer", colour=_SOFT)
     x = _MARGIN + 1.15
     for layer, colour in layer_colours(explanation.pruning_layers).items():
-        _mark(page, x, y, 0.25, hex_colour(colour))
+        _mark(page, x, y, 0.25, hex_colour(colour), edges=(True, True))
         _write(page, x + 0.125, y, str(layer), colour=ink(colour), align="center", size=10)
         x += 0.34
         if x > _WIDTH - _MARGIN - 2.2:
@@ -176,12 +201,16 @@ def _draw_key(page: Axes, explanation: Explanation, y: float) -> None:
 
 def _draw_text(page: Axes, explanation: Explanation, pieces: list[Piece], top: float) -> None:
     colours = layer_colours(explanation.pruning_layers)
+    taken = {(piece.line, piece.column) for piece in pieces}
+    ends = {(piece.line, piece.column + piece.width) for piece in pieces}
     for piece in pieces:
         x = _MARGIN + piece.column * _CELL
         y = top + (piece.line + 0.5) * _LINE
         left = piece.token.left
         if left is not None:
-            _mark(page, x, y, piece.width * _CELL, hex_colour(colours[left]))
+            begin, end = piece.column, piece.column + piece.width
+            edges = ((piece.line, begin) not in ends, (piece.line, end) not in taken)
+            _mark(page, x, y, piece.width * _CELL, hex_colour(colours[left]), edges=edges)
         _write(
             page,
             x,

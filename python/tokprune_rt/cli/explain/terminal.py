@@ -110,6 +110,7 @@ def show(explanation: Explanation, console: Console) -> None:
         console.print(key_line(explanation, colours=colours))
         console.print()
         console.print(legend(explanation, colours=colours, blocks=blocks))
+        console.print()
     console.print(summary_line(explanation))
     for note in notes(explanation):
         console.print(note, style="dim", markup=False)

@@ -1,0 +1,62 @@
+// Engine::forward from several threads at once gives the bits of a single caller.
+#include <cstdio>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "cpu/isa.h"
+#include "model/engine.h"
+#include "random_model.h"
+
+namespace tokprune::testing {
+namespace {
+
+bool equal(const EngineOutput& a, const EngineOutput& b) {
+  return a.hidden == b.hidden && a.positions == b.positions && a.cu_kept == b.cu_kept &&
+         a.pooled == b.pooled && a.logits == b.logits && a.kept == b.kept && a.macs == b.macs;
+}
+
+void check_level(IsaLevel level, int threads) {
+  const std::unique_ptr<RandomModel> model = random_model();
+  Engine engine(model->config, model->tensors, threads, isa_name(level));
+  const std::vector<NamedPlan> plans = pruning_plans(model->config);
+  std::vector<RandomBatch> batches;
+  for (uint64_t seed = 0; seed < 3; ++seed) {
+    const auto extra = static_cast<int32_t>(seed * 9);
+    batches.emplace_back(model->config, std::vector<int32_t>{17 + extra, 1, 26, 2 + extra}, seed);
+  }
+  const auto run = [&](std::size_t plan, std::size_t batch) {
+    ForwardOptions options;
+    options.plan = plans[plan].plan.get();
+    return engine.forward(batches[batch].view(), options, /*trace=*/false);
+  };
+  std::vector<std::vector<EngineOutput>> expected(plans.size());
+  for (std::size_t p = 0; p < plans.size(); ++p) {
+    for (std::size_t b = 0; b < batches.size(); ++b) expected[p].push_back(run(p, b));
+  }
+  std::vector<std::thread> callers;
+  callers.reserve(3);
+  for (std::size_t caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([&, caller] {
+      for (std::size_t p = 0; p < plans.size(); ++p) {
+        for (std::size_t b = 0; b < batches.size(); ++b) {
+          const std::size_t plan = (p + 2 * caller) % plans.size();
+          const std::size_t batch = (b + caller) % batches.size();
+          CHECK(equal(run(plan, batch), expected[plan][batch]));
+        }
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+}  // namespace
+}  // namespace tokprune::testing
+
+int main() {
+  for (tokprune::IsaLevel level : tokprune::supported_isa_levels()) {
+    for (int threads : {1, 3}) tokprune::testing::check_level(level, threads);
+  }
+  std::puts("concurrent forward ok");
+  return 0;
+}
