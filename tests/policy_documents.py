@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+
 from tokprune_rt.policy import ModelInfo, PolicyError, compile_plan, parse_policy
 
 Document = dict[str, Any]

@@ -382,13 +382,33 @@ def test_interrupt() -> None:
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=plain_environment(),
+        # A shell starts what runs in the background deaf to this signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin and process.stderr
     # More than a pipe holds: when it is written, the command is reading.
     process.stdin.write(b"text\n" * 100_000)
     process.stdin.flush()
     process.send_signal(signal.SIGINT)
-    errors = process.stderr.read()
+    assert process.wait(60) == 130
+    assert process.stderr.read() == b"error: interrupted\n"
     process.stdin.close()
     process.stderr.close()
-    assert process.wait(60) == 130 and errors == b"error: interrupted\n"
+
+
+# bench
+
+
+def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "result.json"
+    bench = ("bench", "--shape", "minilm", "--workload", "1x16", "--peer", "none", "--rounds", 1)
+    result = run(*bench, "--json", out)
+    assert "packed pruned" in result.stdout and "wrote" in result.stderr
+    assert {row["mode"] for row in json.loads(out.read_text())["rows"]} >= {"packed dense"}
+    assert out.stat().st_size > 500
+
+    def wrong(*arguments: object) -> None:
+        raise tokprune_rt.bench.VerificationError("states differ")
+
+    monkeypatch.setattr("tokprune_rt.bench.run_bench", wrong)
+    assert "a result is wrong: states differ" in run(*bench, code=1).stderr

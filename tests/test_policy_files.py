@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from policy_documents import MODEL, SELECTS, TOPK, Document, example, one_step, put, refused
 from safetensors.numpy import save_file
+
 from tokprune_rt.policy import (
     Policy,
     PolicyError,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tokprune_rt.policy import (
     PRESETS,
     ModelInfo,

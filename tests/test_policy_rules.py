@@ -6,6 +6,7 @@ import copy
 
 import pytest
 from policy_documents import MODEL, TOPK, Document, example, one_step, plan, refused
+
 from tokprune_rt.policy import (
     ModelInfo,
     PolicyError,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from policy_documents import SELECTS, Document, example, one_step, plan, put, refused
+
 from tokprune_rt.policy import compile_plan, parse_policy
 
 

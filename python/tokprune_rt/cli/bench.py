@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tokprune_rt.cli.console import err, error_line, out, stages_bar, trimmed
+from tokprune_rt.cli.files import check_target
 from tokprune_rt.cli.options import ThreadsOption
 
 
@@ -76,8 +77,8 @@ def bench(
         raise ValueError("--peer none excludes every other --peer")
     # A run takes minutes, so that a folder that is not there is better found now.
     for path in (json_file, plot):
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {path.parent}")
+        if path is not None:
+            check_target(path)
     chosen = [name for name in peers if name != "none"] if peers else list(PEERS)
     try:
         with stages_bar() as stage:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokprune_rt.cli.console import err, progress_bar
-from tokprune_rt.cli.files import Record, atomic_file, json_line, output_file, read_records
+from tokprune_rt.cli.files import (
+    Record,
+    atomic_file,
+    check_target,
+    json_line,
+    output_file,
+    read_records,
+)
 from tokprune_rt.cli.options import (
     BatchSizeOption,
     IsaOption,
@@ -104,6 +111,8 @@ def encode(
         raise ValueError(
             f"--output {output}: the name must end in {' or '.join(_OUTPUTS)}, or be -"
         )
+    if output != "-":
+        check_target(Path(output))
     records = read_records(source, kind, field)
     loaded = load_model(
         model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa

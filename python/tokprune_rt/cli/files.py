@@ -121,11 +121,18 @@ def _table(source: Source, kind: str) -> Iterator[tuple[int, Record]]:
         raise ValueError(f"{source.label}, line {reader.line_num}: {error}") from error
 
 
+def check_target(path: Path) -> None:
+    """Raises OSError when no file can have this name."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its name when the block has succeeded; a failure leaves no trace."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    check_target(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -133,10 +140,6 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except FileNotFoundError as error:
-        if error.filename == str(temporary):
-            raise FileNotFoundError(f"there is no folder {path.parent}") from None
-        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

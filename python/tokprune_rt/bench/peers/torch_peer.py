@@ -19,14 +19,15 @@ _logging = _transformers.utils.logging
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers from reporting on the loading of weights."""
-    level = _logging.get_verbosity()
+    level, bars = _logging.get_verbosity(), _logging.is_progress_bar_enabled()
     _logging.set_verbosity_error()
     _logging.disable_progress_bar()
     try:
         yield
     finally:
         _logging.set_verbosity(level)
-        _logging.enable_progress_bar()
+        if bars:
+            _logging.enable_progress_bar()
 
 
 def load_bert(folder: Path, attention: str) -> Any:

@@ -11,7 +11,7 @@ import typer
 
 from tokprune_rt.cli.console import err, note_line, out, trimmed
 from tokprune_rt.cli.explain import data, page, terminal
-from tokprune_rt.cli.files import atomic_file
+from tokprune_rt.cli.files import atomic_file, check_target
 from tokprune_rt.cli.options import (
     IsaOption,
     ModelArgument,
@@ -67,6 +67,9 @@ def explain(
       tokprune explain all-MiniLM-L6-v2 "Which words matter?" --preset spatten
       tokprune explain ./pruned-model - --html page.html < text.txt
     """
+    for path in (html, png):
+        if path is not None:
+            check_target(path)
     if text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
     loaded = load_model(

@@ -99,7 +99,7 @@ def png_bytes(explanation: Explanation) -> bytes:
         _write(page, _MARGIN, y, line, size=10, colour=_SOFT)
     buffer = io.BytesIO()
     # Hinted letters would not be as wide as the cells that the layout reckons with.
-    with warnings.catch_warnings(), rc_context({"text.hinting": "none", "text.hinting_factor": 8}):
+    with warnings.catch_warnings(), rc_context({"text.hinting": "none"}):
         # The font lacks some scripts; their characters become boxes, the marks stay right.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="png", metadata={"Title": subtitle, "Software": None})
