@@ -63,9 +63,17 @@ def check(
 
 
 def build(
-    folder: Path, *, sanitize: str = "", python: bool = False, targets: Sequence[str] = ("all",)
+    folder: Path,
+    *,
+    sanitize: str = "",
+    optimise: str = "-O0",
+    python: bool = False,
+    targets: Sequence[str] = ("all",),
 ) -> Path:
-    """Configure and build the project with its C++ tests in ``folder``."""
+    """Configure and build the project with its C++ tests in ``folder``.
+
+    Sanitized builds use ``optimise``; kernels always keep the flags they are released with.
+    """
     options = {
         "CMAKE_MAKE_PROGRAM": tool("ninja"),
         "TOKPRUNE_NATIVE_TESTS": "ON",
@@ -73,7 +81,7 @@ def build(
         "TOKPRUNE_SANITIZE": sanitize,
     }
     if sanitize:
-        options |= {"CMAKE_BUILD_TYPE": "Debug", "CMAKE_CXX_FLAGS_DEBUG": "-O1"}
+        options |= {"CMAKE_BUILD_TYPE": "Debug", "CMAKE_CXX_FLAGS_DEBUG": optimise}
     if python:
         import pybind11
 

@@ -16,13 +16,14 @@ BATCHES = ([1], [2, 1], [17, 1, 16, 15], [80, 33, 5, 64, 1, 24, 25], [9] * 12)
 
 
 def run_everything(core: Any) -> None:
-    for level in core.isa_levels():
+    levels = core.isa_levels()
+    for level in levels:
         for name, changes in rm.MODELS.items():
             shape = rm.config(**changes)
-            for threads in (1, 3):
-                # A fresh encoder each time: its workspace grows with the batches below.
-                encoder = core.Encoder(shape, rm.tensors(shape), threads, level)
-                run_plans(core, encoder, shape)
+            threads = 3 if level == levels[-1] else 1
+            # A fresh encoder each time: its workspace grows with the batches below.
+            encoder = core.Encoder(shape, rm.tensors(shape), threads, level)
+            run_plans(core, encoder, shape)
             print(level, name, flush=True)
 
 
@@ -52,8 +53,8 @@ def run_plans(core: Any, encoder: Any, shape: rm.Config) -> None:
 
 def run_broken_weights(core: Any) -> None:
     """Weights that are not finite give worthless numbers, never an invalid access."""
-    for value in (np.nan, np.inf, -np.inf, 3e38):
-        for name in ("embeddings.word", "layers.0.q.weight", "layers.1.v.bias"):
+    for value in (np.nan, -np.inf, 3e38):
+        for name in ("embeddings.word", "layers.0.q.weight"):
             shape = rm.config()
             weights = rm.tensors(shape)
             weights[name][...] = value

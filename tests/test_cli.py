@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -375,25 +376,24 @@ def test_reader_that_leaves() -> None:
     assert process.wait(60) == 1 and errors == b""
 
 
-def test_interrupt() -> None:
+def test_interrupt(tmp_path: Path) -> None:
+    source, out = tmp_path / "lines.txt", tmp_path / "v.jsonl"
+    source.write_text(("many words that take their time " * 9 + "\n") * 20_000)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tokprune_rt.cli", "encode", MINILM, "-", "-o", "-"],
-        stdin=subprocess.PIPE,
+        [sys.executable, "-m", "tokprune_rt.cli", "encode", MINILM, str(source), "-o", str(out)],
         stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
         env=plain_environment(),
         # A shell starts what runs in the background deaf to this signal.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert process.stdin and process.stderr
-    # More than a pipe holds: when it is written, the command is reading.
-    process.stdin.write(b"text\n" * 100_000)
-    process.stdin.flush()
+    assert process.stderr
+    while process.poll() is None and not list(tmp_path.glob(".*.tmp")):
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert process.stderr.read() == b"error: interrupted\n"
-    process.stdin.close()
     process.stderr.close()
+    assert list(tmp_path.iterdir()) == [source]
 
 
 # bench

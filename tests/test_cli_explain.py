@@ -90,11 +90,17 @@ def test_fates_agree_with_the_trace(minilm_folder: Path) -> None:
 
 
 def test_merged_tokens_have_left(minilm_folder: Path) -> None:
-    found = explain_text(pruned(q=0.3, **MERGED), "The tenant shall pay the rent in advance.")
-    # Every layer counts the row into which they were merged.
-    assert found.merged and found.kept[-1] == found.stayed + 1
-    counts = [sum(t.left is None or t.left > layer for t in found.tokens) for layer in range(6)]
-    assert [kept - (layer > 1) for layer, kept in enumerate(found.kept)] == counts
+    text = "The tenant shall pay the rent in advance on the first day."
+    found = explain_text(pruned(q=0.3, locations=[2], **MERGED), text)
+    assert found.merged and found.left_at == {2: 3}
+    # The row into which they were merged counts as a token.
+    assert found.kept == (len(found.tokens),) * 2 + (found.stayed + 1,) * 4
+    found = explain_text(pruned(q=0.3, **MERGED), text)
+    for before, layer in enumerate(found.pruning_layers, 1):
+        gone = found.kept[before] - found.kept[layer]
+        # Merged rows may be merged once more.
+        assert 0 < found.left_at[layer] <= gone + 1
+    assert found.kept[-1] > found.stayed
 
 
 def test_dense_model_keeps_everything(minilm: Any) -> None:

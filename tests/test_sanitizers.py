@@ -14,7 +14,8 @@ pytestmark = forces_every_level
 @pytest.fixture(scope="module")
 def thread_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("thread")
-    return build(folder, sanitize="thread", targets=("thread_pool", "concurrent_forward"))
+    targets = ("thread_pool", "concurrent_forward")
+    return build(folder, sanitize="thread", optimise="-O1", targets=targets)
 
 
 @pytest.fixture(scope="module")

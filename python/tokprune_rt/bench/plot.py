@@ -9,6 +9,7 @@ from typing import Any
 from tokprune_rt.bench.candidates import PACKED, PADDED, PRUNED
 from tokprune_rt.bench.models import SHAPES
 from tokprune_rt.bench.report import BenchReport, BenchRow
+from tokprune_rt.bench.table import milliseconds
 
 _OTHER = "#9aa5b1"
 _OURS = {PADDED: "#b7dfc4", PACKED: "#56b87a", PRUNED: "#1c7c43"}
@@ -50,7 +51,8 @@ def _panel(panel: Any, title: str, rows: list[BenchRow]) -> None:
         [row.median_ms for row in ordered],
         color=[_OTHER if row.is_peer else _OURS[row.mode] for row in ordered],
     )
-    panel.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
+    labels = [milliseconds(row.median_ms) for row in ordered]
+    panel.bar_label(bars, labels, fontsize=7, padding=2)
     panel.set_yticks(places, [_label(row) for row in ordered], fontsize=7)
     panel.tick_params(axis="x", labelsize=7)
     panel.margins(x=0.15)
@@ -60,5 +62,5 @@ def _panel(panel: Any, title: str, rows: list[BenchRow]) -> None:
 
 def _label(row: BenchRow) -> str:
     if not row.is_peer:
-        return row.mode
+        return f"{row.engine} {row.mode}"
     return f"{row.engine} {row.mode.partition(', ')[2]}".strip()

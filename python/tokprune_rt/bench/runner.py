@@ -123,14 +123,15 @@ def run_bench(
     total = sum(len(names) for _, names in plan)
     done = 0
     rows: list[BenchRow] = []
-    notes: dict[str, str] = {}
+    notes: dict[str, list[str]] = {}
     environment: dict[str, Any] = {}
     for shape, names in plan:
         for folder, label, members in _stages(shape, names, seed, skipped):
             _tell(progress, done, total, f"{shape.label}: loading {label}")
             with stage(shape, folder, label, usable, threads) as loaded:
                 environment = environment or describe(loaded.model.threads, loaded.model.isa)
-                notes.update({name: peer.note for name, peer in loaded.peers.items()})
+                for name, peer in loaded.peers.items():
+                    notes.setdefault(name, []).append(peer.note)
                 for workload in members:
                     _tell(progress, done, total, f"{shape.label} {workload.name}")
                     rows += measure(loaded, workload, rounds, limit_s)
@@ -139,7 +140,8 @@ def run_bench(
     environment = environment or describe(threads or 0, "")
     environment["load_average_at_end"] = load_average()
     environment |= {"rounds": rounds, "seed": seed, "limit_s": limit_s}
-    return BenchReport(rows, environment, notes, skipped)
+    engines = {name: "; ".join(dict.fromkeys(found)) for name, found in notes.items()}
+    return BenchReport(rows, environment, engines, skipped)
 
 
 def _tell(progress: Progress | None, done: int, total: int, what: str) -> None:

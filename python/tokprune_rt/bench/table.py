@@ -24,6 +24,20 @@ _HEADER = (
 )
 
 
+_NARROW_HEADER = (
+    "engine",
+    "mode",
+    "ms",
+    "p99",
+    "vs best\npeer",
+    "vs un-\nsorted",
+    "vs\ndense",
+    "MACs",
+    "max\ndiff",
+    "cosine",
+)
+
+
 def _times(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}x"
 
@@ -35,8 +49,8 @@ def _cells(row: BenchRow) -> tuple[str, ...]:
     return (
         row.engine,
         row.mode,
-        _milliseconds(row.median_ms),
-        _milliseconds(row.p99_ms),
+        milliseconds(row.median_ms),
+        milliseconds(row.p99_ms),
         _times(row.vs_best_peer),
         _times(row.vs_best_arrival),
         _times(row.vs_dense),
@@ -46,7 +60,16 @@ def _cells(row: BenchRow) -> tuple[str, ...]:
     )
 
 
-def _milliseconds(value: float) -> str:
+def _narrow(row: BenchRow) -> tuple[str, ...]:
+    cells = list(_cells(row))
+    cells[1] = row.mode.removeprefix("padded, ")
+    cells[7] = f"{row.macs_ratio:.0%}"
+    cells[9] = "" if row.cosine_mean is None else f"{row.cosine_mean:.3f}"
+    return tuple(cells)
+
+
+def milliseconds(value: float) -> str:
+    """``value`` with three digits or so."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
@@ -65,6 +88,7 @@ def caption(report: BenchReport) -> str:
     loads = env["load_average_at_start"], env["load_average_at_end"]
     parts = [
         f"{env['cpu']}, {env['threads']} threads each, fp32, {env['isa']}; "
+        f"up to {env['rounds']} rounds or {env['limit_s']:g} s for each workload; "
         f"load average {loads[0]} to {loads[1]}"
     ]
     parts += [f"{name}: {why}" for name, why in report.skipped.items()]
@@ -72,17 +96,23 @@ def caption(report: BenchReport) -> str:
 
 
 def build(report: BenchReport) -> Table:
-    """All rows in one table, a section for each shape and workload."""
+    """All rows in one table that fits 80 columns, a section for each shape and workload."""
+    from rich import box
     from rich.table import Table
 
-    cells = {id(row): _cells(row) for row in report.rows}
+    cells = {id(row): _narrow(row) for row in report.rows}
     columns = _used_columns(list(cells.values()))
-    table = Table(caption=caption(report), caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+        caption=caption(report),
+        caption_justify="left",
+    )
     for i in columns:
-        numeric = i > 1
-        table.add_column(_HEADER[i], justify="right" if numeric else "left", no_wrap=i < 4)
-    for (shape, _), rows in report.groups():
-        table.add_row(f"[bold]{_title(shape, rows)}[/bold]")
+        table.add_column(_NARROW_HEADER[i], justify="right" if i > 1 else "left", no_wrap=True)
+    for (shape, workload), rows in report.groups():
+        table.add_row(f"[bold]{SHAPES[shape].label}[/bold]", f"[bold]{workload}[/bold]")
         for row in rows:
             style = "" if row.is_peer else "green"
             table.add_row(*(cells[id(row)][i] for i in columns), style=style)

@@ -11,6 +11,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,13 +33,19 @@ class Source:
     content: str
 
 
+def read_standard_input() -> bytes:
+    """Everything on standard input."""
+    # Piece by piece: one call for all would not notice a Ctrl-C between two of its reads.
+    return b"".join(iter(partial(sys.stdin.buffer.read1, 1 << 16), b""))
+
+
 def read_source(name: str) -> Source:
     """A file's content, or standard input for ``-``.
 
     Raises OSError, and ValueError for what is not UTF-8.
     """
     label = "standard input" if name == "-" else name
-    raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    raw = read_standard_input() if name == "-" else Path(name).read_bytes()
     try:
         # A file from elsewhere may start with a byte order mark.
         return Source(label, raw.decode("utf-8-sig"))

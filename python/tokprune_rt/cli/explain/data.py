@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +63,8 @@ class Explanation:
         layers: number of layers.
         pruning_layers: the layers at which tokens may leave.
         tokens: one entry per token.
-        kept: tokens alive after each layer's pruning; a package row counts as one.
-        merged: whether what leaves is merged into one row.
+        kept: rows after each layer's pruning; a row of merged tokens counts as one.
+        merged: whether a layer merges what leaves there into one row.
         cut: characters at the end of the texts that were beyond the length limit.
         macs: multiply-adds executed.
         macs_dense: the same without pruning.
@@ -156,13 +156,8 @@ def explain_text(
     policy = model.policy
     plan = compile_plan(policy, profile) if policy is not None else None
     steps = plan["steps"] if plan is not None else []
-    merging = [step["action"] == "package" for step in steps]
-    left = _left_at(
-        [layer[0] for layer in output.trace.kept],
-        len(tokens),
-        merged=any(merging),
-        only_merged=bool(merging) and all(merging),
-    )
+    packing = {step["layer"] for step in steps if step["action"] == "package"}
+    left = _left_at([layer[0] for layer in output.trace.kept], len(tokens), packing)
     scores = [None if layer is None else layer[0] for layer in output.trace.scores]
     return Explanation(
         model=model.name,
@@ -174,7 +169,7 @@ def explain_text(
         pruning_layers=tuple(sorted({step["layer"] for step in steps})),
         tokens=_fates(model, texts, encoding, left, scores),
         kept=tuple(int(layer[0]) for layer in output.stats.kept_per_sequence),
-        merged=any(merging),
+        merged=bool(packing),
         cut=_characters_cut(texts, encoding),
         macs=output.stats.macs,
         macs_dense=output.stats.macs_dense,
@@ -182,27 +177,24 @@ def explain_text(
 
 
 def _left_at(
-    kept: Sequence[IntArray], count: int, *, merged: bool, only_merged: bool
+    kept: Sequence[IntArray], count: int, packing_layers: Collection[int]
 ) -> list[int | None]:
     """The layer at which each token left.
 
-    A package row stands last and is reported under the lowest position of its tokens, which must
-    not count as having stayed.
+    A layer that packs appends one row, under the lowest position of the tokens in it; that token
+    must not count as having stayed.
     """
     left: list[int | None] = [None] * count
     alive = set(range(count))
+    before = list(range(count))
     for layer, positions in enumerate(kept):
         rows = [int(position) for position in positions]
-        if merged and rows and _ends_in_package(rows, alive, only_merged and len(rows) < count):
-            rows.pop()
-        for position in alive - set(rows):
+        packed = layer in packing_layers and rows != before
+        stayed = alive & set(rows[:-1] if packed else rows)
+        for position in alive - stayed:
             left[position] = layer
-        alive &= set(rows)
+        alive, before = stayed, rows
     return left
-
-
-def _ends_in_package(rows: list[int], alive: set[int], certain: bool) -> bool:
-    return certain or rows[-1] not in alive or (len(rows) > 1 and rows[-1] < rows[-2])
 
 
 def _score_of(position: int, left: int | None, scores: Sequence[Any]) -> float | None:

@@ -157,5 +157,7 @@ def notes(explanation: Explanation) -> list[str]:
             "are not shown."
         )
     if explanation.merged and explanation.stayed < len(explanation.tokens):
-        found.append("What left is merged into one row, which the layers count as a token.")
+        found.append(
+            "What leaves at a layer is merged into one row, which counts as a token from then on."
+        )
     return found
