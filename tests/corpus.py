@@ -1,31 +1,10 @@
-"""Real English text that every machine has: the documentation strings of the standard library.
-
-Sentences and paragraphs of very different lengths, without shipping a data set.
-"""
+"""Real English text of every length, without shipping a data set."""
 
 from __future__ import annotations
 
-import ast
 import functools
-import sysconfig
-from collections.abc import Iterator
-from pathlib import Path
 
-
-def _docstrings() -> Iterator[str]:
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                doc = ast.get_docstring(node)
-                if doc:
-                    yield doc
-
-
-@functools.cache
-def documents() -> tuple[str, ...]:
-    """Whole documentation strings: one word to several pages each, distinct."""
-    return tuple(dict.fromkeys(_docstrings()))
+from tokprune_rt.bench.texts import documents
 
 
 @functools.cache

@@ -207,7 +207,5 @@ def test_presets(
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options(
-    encoder: Any, torch_model: Any, token_ids: list[list[int]], name: str
-) -> None:
+def test_options(encoder: Any, torch_model: Any, token_ids: list[list[int]], name: str) -> None:
     assert check(encoder, torch_model, fewer(token_ids), plan_of(dict(OPTIONS[name]))) < 1

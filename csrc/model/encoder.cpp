@@ -190,15 +190,7 @@ void Encoder::boundary(Pass& pass, int64_t index, const Emit& emit) const {
       }
       const RowMap map = pruner.close_site();
       if (map.packaged) {
-        reduce_rows(pass.context, {.src = ws.x,
-                                   .ld_src = ws.ld_hidden,
-                                   .row_begin = map.row_begin,
-                                   .column = map.column,
-                                   .weight = map.weight,
-                                   .dst = ws.y,
-                                   .ld_dst = ws.ld_hidden,
-                                   .rows = map.rows,
-                                   .cols = config_.hidden});
+        package_rows(pass, map, ws.x, ws.y);
         std::swap(ws.x, ws.y);
       } else if (produced) {
         if (map.rows < before) {

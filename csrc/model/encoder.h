@@ -69,6 +69,9 @@ class Encoder {
   void layer(Pass& pass, int64_t index) const;
   void layer_first_rows(Pass& pass, int64_t index) const;
   void attention_pruned(Pass& pass, int64_t index, const AttentionArgs& args) const;
+  void project_attention(Pass& pass, const LayerWeights& weights, const int32_t* residual_rows,
+                         int64_t rows) const;
+  void package_rows(Pass& pass, const RowMap& map, const float* src, float* dst) const;
   void feed_forward(Pass& pass, const LayerWeights& weights, int64_t rows) const;
   void norm(Pass& pass, const NormWeights& weights, const float* src, const int32_t* rows,
             float* dst, int64_t count) const;

@@ -84,26 +84,9 @@ void Encoder::layer(Pass& pass, int64_t index) const {
   // Surviving rows only: their residual is gathered from the layer's input by index.
   const bool gathers = pruned && !map.packaged;
   const int64_t projected = gathers ? map.rows : rows_in;
-  linear(pass.context, weights.output,
-         {.src = ws.context.data(),
-          .ld_src = ws.ld_hidden,
-          .dst = ws.y,
-          .ld_dst = ws.ld_hidden,
-          .rows = projected,
-          .epilogue = Epilogue::kBiasResidual,
-          .residual = {ws.x, ws.ld_hidden, gathers ? map.source : nullptr}});
-  pass.macs += d * d * projected;
-  norm(pass, weights.attention_norm, ws.y, nullptr, ws.y, projected);
+  project_attention(pass, weights, gathers ? map.source : nullptr, projected);
   if (map.packaged) {
-    reduce_rows(pass.context, {.src = ws.y,
-                               .ld_src = ws.ld_hidden,
-                               .row_begin = map.row_begin,
-                               .column = map.column,
-                               .weight = map.weight,
-                               .dst = ws.x,
-                               .ld_dst = ws.ld_hidden,
-                               .rows = map.rows,
-                               .cols = d});
+    package_rows(pass, map, ws.y, ws.x);
     std::swap(ws.x, ws.y);
   }
   feed_forward(pass, weights, pruner.rows());
@@ -210,17 +193,38 @@ void Encoder::layer_first_rows(Pass& pass, int64_t index) const {
   }
   const AttentionArgs args = attention_args(config_, weights_, ws);
   attention(pass.context, args, /*first_row_only=*/true);
+  project_attention(pass, weights, ws.rows.data(), sequences);
+  feed_forward(pass, weights, sequences);
+  pass.macs += d * d * (2 * pruner.rows() + sequences) + 2 * d * pruner.rows();
+}
+
+// LayerNorm(context W + b + x[residual_rows]) into ws.y.
+void Encoder::project_attention(Pass& pass, const LayerWeights& weights,
+                                const int32_t* residual_rows, int64_t rows) const {
+  Workspace& ws = pass.ws;
   linear(pass.context, weights.output,
          {.src = ws.context.data(),
           .ld_src = ws.ld_hidden,
           .dst = ws.y,
           .ld_dst = ws.ld_hidden,
-          .rows = sequences,
+          .rows = rows,
           .epilogue = Epilogue::kBiasResidual,
-          .residual = {ws.x, ws.ld_hidden, ws.rows.data()}});
-  norm(pass, weights.attention_norm, ws.y, nullptr, ws.y, sequences);
-  feed_forward(pass, weights, sequences);
-  pass.macs += 2 * d * d * (pruner.rows() + sequences) + 2 * d * pruner.rows();
+          .residual = {ws.x, ws.ld_hidden, residual_rows}});
+  pass.macs += config_.hidden * config_.hidden * rows;
+  norm(pass, weights.attention_norm, ws.y, nullptr, ws.y, rows);
+}
+
+// The rows after a decision that turned dropped rows into weighted sums.
+void Encoder::package_rows(Pass& pass, const RowMap& map, const float* src, float* dst) const {
+  reduce_rows(pass.context, {.src = src,
+                             .ld_src = pass.ws.ld_hidden,
+                             .row_begin = map.row_begin,
+                             .column = map.column,
+                             .weight = map.weight,
+                             .dst = dst,
+                             .ld_dst = pass.ws.ld_hidden,
+                             .rows = map.rows,
+                             .cols = config_.hidden});
 }
 
 void Encoder::feed_forward(Pass& pass, const LayerWeights& weights, int64_t rows) const {

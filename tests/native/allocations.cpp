@@ -42,10 +42,12 @@ void watch_allocator() {
 // Definitions in the program come before the C library's, also for operator new inside libstdc++.
 #pragma GCC visibility push(default)
 extern "C" {
+// NOLINTBEGIN(bugprone-reserved-identifier): the C library's own names.
 void* __libc_malloc(std::size_t);
 void* __libc_calloc(std::size_t, std::size_t);
 void* __libc_realloc(void*, std::size_t);
 void* __libc_memalign(std::size_t, std::size_t);
+// NOLINTEND(bugprone-reserved-identifier)
 
 void* malloc(std::size_t size) {
   count_allocation();
