@@ -27,7 +27,6 @@ from tokprune_rt.cli.options import (
     ThreadsOption,
     build_preset,
     load_model,
-    policy_source,
 )
 from tokprune_rt.cli.words import policy_words
 
@@ -97,7 +96,6 @@ def demo(
         document = build_preset(_PRESET, dense.config.layers, dict(_SETTINGS))
         pruned = tokprune_rt.load(_MODEL, policy=document, threads=threads, isa=isa)
     else:
-        policy_source(_MODEL, policy, preset, settings)
         pruned = load_model(
             _MODEL, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa
         )

@@ -11,7 +11,6 @@ import secrets
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,19 +32,13 @@ class Source:
     content: str
 
 
-def read_standard_input() -> bytes:
-    """Everything on standard input."""
-    # Piece by piece: one call for all would not notice a Ctrl-C between two of its reads.
-    return b"".join(iter(partial(sys.stdin.buffer.read1, 1 << 16), b""))
-
-
 def read_source(name: str) -> Source:
     """A file's content, or standard input for ``-``.
 
     Raises OSError, and ValueError for what is not UTF-8.
     """
     label = "standard input" if name == "-" else name
-    raw = read_standard_input() if name == "-" else Path(name).read_bytes()
+    raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     try:
         # A file from elsewhere may start with a byte order mark.
         return Source(label, raw.decode("utf-8-sig"))
@@ -138,8 +131,16 @@ def check_target(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name when the block has succeeded; a failure leaves no trace."""
+    """A file that takes its name when the block has succeeded; a failure leaves no trace.
+
+    A link keeps pointing where it did, and devices and pipes are written to, not replaced.
+    """
     check_target(path)
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -34,7 +34,7 @@ def info(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="A model folder, an installed weight package or a hub id.",
             show_default=False,
         ),

@@ -31,7 +31,10 @@ _PAIR = "text_pair"
 def predict(
     model: ModelArgument,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT", help="Texts; or read them with --input.", show_default=False
+        ),
     ] = None,
     pair: Annotated[
         list[str] | None,

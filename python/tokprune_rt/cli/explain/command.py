@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from tokprune_rt.cli.console import err, note_line, out, trimmed
 from tokprune_rt.cli.explain import data, page, terminal
-from tokprune_rt.cli.files import atomic_file, check_target, read_standard_input
+from tokprune_rt.cli.files import atomic_file, check_target
 from tokprune_rt.cli.options import (
     IsaOption,
     ModelArgument,
@@ -70,7 +71,7 @@ def explain(
         if path is not None:
             check_target(path)
     if text == "-":
-        text = read_standard_input().decode("utf-8", "replace").rstrip("\r\n")
+        text = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
     loaded = load_model(
         model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa
     )
