@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -38,7 +37,6 @@ class Engine:
         self._typed = config.type_vocab_size > 1
         self._policy = policy
         self._plans: dict[str | None, _core.Plan | None] = {OFF: None}
-        self._lock = threading.Lock()
 
     @property
     def profiles(self) -> list[str]:
@@ -50,10 +48,10 @@ class Engine:
 
         Raises ValueError listing the profiles when there is no such profile.
         """
-        with self._lock:
-            if profile not in self._plans:
-                self._plans[profile] = self._compile(profile)
-            return self._plans[profile]
+        # No lock, which a fork could inherit locked: compiling a plan twice does no harm.
+        if profile not in self._plans:
+            self._plans[profile] = self._compile(profile)
+        return self._plans[profile]
 
     def _compile(self, profile: str | None) -> _core.Plan | None:
         if profile is not None and profile not in self.profiles:
