@@ -257,7 +257,8 @@ class Output:
         kind: "cls" (the row of token 0), "mean" (pooling over rows), "tokens_restored" (a row for
             every input token) or "span" (start and end logits for every input token).
         over: for "mean": "kept" rows alike, "size" (rows weighted by the tokens they stand for)
-            or "restored" (every input token's last state).
+            or "restored" (every input token's last state). The last mixes states of different
+            layers: without training for it, it strays further from the dense mean than "kept".
         explicit: whether the policy says so; otherwise it was derived from the model.
     """
 
