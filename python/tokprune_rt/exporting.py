@@ -43,7 +43,9 @@ def export(
     else:
         chosen = choose_policy(policy, folder, config, setup)
     if chosen is None:
-        raise ValueError(f"there is no policy to write for {folder}; give one with policy=")
+        raise ValueError(
+            f"there is no policy to write for {folder}; give a policy file or a preset"
+        )
     target = Path(dst)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty folder")

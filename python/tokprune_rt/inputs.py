@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from tokprune_rt.tokenizer import TextOrPair, Tokens, check_text
 
 def text_list(texts: object, name: str) -> list[str]:
     """A collection of texts as a list; TypeError naming the index and type of what is no text."""
-    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+    # A set has no order that the rows of the result could follow.
+    if isinstance(texts, bytes | Mapping | Set) or not isinstance(texts, Iterable):
         raise TypeError(f"{name} must be a str or a list of str, got {type(texts).__name__}")
     return [check_text(text, f"{name}[{index}]") for index, text in enumerate(texts)]
 

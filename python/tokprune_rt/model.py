@@ -177,6 +177,10 @@ class Model:
             ValueError: unknown profile or prompt, over-long text with ``truncate=False``, or a
                 model without pooling.
         """
+        if not isinstance(normalize_embeddings, bool | np.bool_):
+            raise TypeError(
+                f"normalize_embeddings must be a bool, got {type(normalize_embeddings).__name__}"
+            )
         dimension = self.dimension
         if dimension is None:
             raise ValueError(
@@ -199,7 +203,7 @@ class Model:
             profile=profile,
             batch_size=batch_size,
             pool_skip=skip,
-            normalize=normalize_embeddings or self.setup.normalize,
+            normalize=bool(normalize_embeddings) or self.setup.normalize,
         )
         with progress(len(items), show_progress_bar) as advance:
             for indices, result, _ in runs:

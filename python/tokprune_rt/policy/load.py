@@ -52,7 +52,7 @@ def load_policy(source: PolicySource) -> Policy:
         return parse_policy(source)
     if not isinstance(source, (str, os.PathLike)):
         kind = type(source).__name__
-        raise TypeError(f"a policy must be a Policy, a dict or a path, not {kind}")
+        raise TypeError(f'a policy must be "auto", "off", a path, a dict or a Policy, not {kind}')
     path = Path(source)
     return _load_file(path / JSON_NAME if path.is_dir() else path)
 

@@ -46,7 +46,10 @@ def read_json(path: Path) -> object:
     except PolicyError:
         raise
     except FileNotFoundError:
-        raise PolicyError(f"{path}: no such policy file") from None
+        raise PolicyError(
+            f"{path}: no such policy file (a published method is policy=preset(...), from "
+            "tokprune_rt.policy)"
+        ) from None
     except OSError as error:
         raise PolicyError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
