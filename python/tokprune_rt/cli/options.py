@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,17 +139,12 @@ def policy_source(
 
 def build_preset(name: str, layers: int, parameters: dict[str, Any]) -> dict[str, Any]:
     """A preset's policy document; ValueError lists the parameters for an unknown one."""
-    from tokprune_rt.policy import PRESETS, preset
+    from tokprune_rt.policy import preset
 
     try:
         return preset(name, **({"layers": layers} | parameters))
     except TypeError as error:
-        own = [
-            key
-            for key, item in inspect.signature(PRESETS[name]).parameters.items()
-            if item.kind is inspect.Parameter.KEYWORD_ONLY and key != "layers"
-        ]
-        raise ValueError(f"{error}; parameters of {name}: {', '.join(own)}") from error
+        raise ValueError(str(error)) from error
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

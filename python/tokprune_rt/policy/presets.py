@@ -18,6 +18,7 @@ Every preset also takes:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "idf_table",
     "lat",
     "ltp",
+    "parameters",
     "power_bert",
     "preset",
     "quantile",
@@ -59,7 +61,8 @@ def preset(name: str, /, **params: Any) -> Document:
 
     Args:
         name: a key of `PRESETS`.
-        params: the method's own parameters (`layers` at least) and the common ones of this module.
+        params: the method's own parameters (`layers` at least; see ``help(presets.quantile)`` and
+            the like) and the common ones of this module.
 
     Returns:
         A validated document for `parse_policy`; with "tensors" where the method has a table.
@@ -71,4 +74,17 @@ def preset(name: str, /, **params: Any) -> Document:
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; allowed: {', '.join(PRESETS)}")
-    return PRESETS[name](**params)
+    try:
+        return PRESETS[name](**params)
+    except TypeError as error:
+        own = ", ".join(parameters(name))
+        raise TypeError(f"{error}; parameters of {name}: {own}, layers") from error
+
+
+def parameters(name: str) -> list[str]:
+    """The method's own parameters of a preset, besides ``layers`` and the common ones."""
+    return [
+        key
+        for key, item in inspect.signature(PRESETS[name]).parameters.items()
+        if item.kind is inspect.Parameter.KEYWORD_ONLY and key != "layers"
+    ]
