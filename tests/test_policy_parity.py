@@ -207,3 +207,16 @@ def test_presets(
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(encoder: Any, torch_model: Any, token_ids: list[list[int]], name: str) -> None:
     assert check(encoder, torch_model, fewer(token_ids), plan_of(dict(OPTIONS[name]))) < 1
+
+
+def test_scores_of_ltp_sum_to_alive_over_norm(encoder: Any, token_ids: list[list[int]]) -> None:
+    """Every alive query row hands out probabilities that sum to 1, also in a batch of two."""
+    plan = plan_of(preset("ltp", layers=LAYERS, official=True, final_threshold=0.02))
+    batch = [token_ids[-1], token_ids[len(token_ids) // 2]]
+    flat = np.concatenate([np.asarray(row, np.int32) for row in batch])
+    cu_seqlens = np.cumsum([0, *map(len, batch)]).astype(np.int32)
+    out = encoder.forward(flat, cu_seqlens, plan=_core.Plan(plan), trace=True)
+    for layer in range(1, LAYERS):
+        alive = [len(kept) for kept in out["trace_kept"][layer - 1]]
+        sums = [np.nansum(row, dtype=np.float64) for row in out["trace_scores"][layer]]
+        np.testing.assert_allclose(sums, np.array(alive) / 128, rtol=1e-5)
