@@ -117,6 +117,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random-embed": policy(
         {"kind": "ratio", "ratio": 0.5}, score("random"), layers=[0], site="embed"
     ),
+    # The first token is dropped at layer 1 and goes on through layer 2, which has no step.
+    "passive-through-a-layer-without-steps": policy(
+        {"kind": "threshold", "theta": [3.0, 3.0]},
+        score(norm="const", n=128),
+        layers=[1, 3],
+        protect={},
+        dead_first="passive",
+    ),
     "protect-last-and-id": policy(
         {"kind": "ratio", "ratio": 0.5},
         score(norm="unprotected"),
