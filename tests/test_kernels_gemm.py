@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_memory import EPS, PANEL, Floats, Guarded, assert_same_bits, pack, random
+from kernel_memory import EPS, PANEL, Floats, Guarded, assert_same_bits, finish, pack, random
 
 from tokprune_rt import _core
 
@@ -45,11 +45,7 @@ def multiply(
         m,
         k,
         start is not None,
-        epilogue,
-        None if bias is None else Guarded.of(bias).vector,
-        None if residual is None else Guarded.of(residual, n + 7).array,
-        None if residual_rows is None else np.asarray(residual_rows, dtype=np.int32),
-        None if row_scale is None else Guarded.of(row_scale).vector,
+        finish(epilogue, n, bias, residual, residual_rows, row_scale),
     )
     c.check()
     return c.values.copy()
@@ -125,17 +121,17 @@ def test_gemm_linear_epilogues(level: str, accumulate: bool) -> None:
         start = random(rng, m, n) if accumulate else None
         plain = multiply(level, a[:m], b, start=start).astype(np.float64)
 
-        def finish(epilogue: str, m: int = m, start: Any = start, **extra: Any) -> Floats:
+        def finished(epilogue: str, m: int = m, start: Any = start, **extra: Any) -> Floats:
             return multiply(level, a[:m], b, start=start, epilogue=epilogue, **extra)
 
-        scaled = finish("row_scale", row_scale=scale[:m])
+        scaled = finished("row_scale", row_scale=scale[:m])
         assert_same_bits(scaled, plain.astype(np.float32) * scale[:m, None])
         for name in ("bias", "identity"):
-            biased = finish(name, bias=bias)
+            biased = finished(name, bias=bias)
             np.testing.assert_allclose(biased, plain + bias, rtol=EPS, atol=EPS)
         for chosen in (None, rows[:m]):
             added = residual[:m] if chosen is None else residual[chosen]
-            result = finish("bias_residual", bias=bias, residual=residual, residual_rows=chosen)
+            result = finished("bias_residual", bias=bias, residual=residual, residual_rows=chosen)
             limit = EPS * (np.abs(plain) + np.abs(bias) + np.abs(added)).max()
             np.testing.assert_allclose(result, plain + bias + added, rtol=0, atol=limit)
 

@@ -135,16 +135,16 @@ def test_half_precision_weights(tiny: Any, tmp_path: Path, dtype: str) -> None:
     folder = copied(tiny("bert"), tmp_path / "model")
     kind = getattr(torch, dtype)
     rewrite(folder, lambda tensors: {k: v.to(kind) for k, v in tensors.items()})
-    full, half = load_model(tiny("bert")).tensors, load_model(folder).tensors
+    full, half = load_model(tiny("bert")).weights, load_model(folder).weights
     for name, tensor in full.items():
-        expected = torch.from_numpy(tensor).to(kind).float().numpy()
+        expected = torch.from_numpy(tensor.copy()).to(kind).float().numpy()
         np.testing.assert_array_equal(half[name], expected, err_msg=name)
         assert half[name].dtype == np.float32 and half[name].flags.c_contiguous
 
 
 def test_sharded_weights(tiny: Any, tmp_path: Path) -> None:
     folder = copied(tiny("roberta"), tmp_path / "model")
-    whole = load_model(folder).tensors
+    whole = load_model(folder).weights
     names = sorted(WeightFiles(folder).names())
     halves = {"model-00001-of-00002.safetensors": names[::2]}
     halves["model-00002-of-00002.safetensors"] = names[1::2]
@@ -154,7 +154,7 @@ def test_sharded_weights(tiny: Any, tmp_path: Path) -> None:
     weight_map = {name: file for file, part in halves.items() for name in part}
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    sharded = load_model(folder).tensors
+    sharded = load_model(folder).weights
     assert whole.keys() == sharded.keys()
     assert all(np.array_equal(whole[name], sharded[name]) for name in whole)
 
@@ -175,7 +175,7 @@ def test_sharded_weights(tiny: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["features", "sequence-classification"])
 def test_prefixes_and_old_norm_names(tiny: Any, tmp_path: Path, task: str) -> None:
     folder = copied(tiny("bert", task), tmp_path / "model")
-    expected = load_model(folder).tensors
+    expected = load_model(folder).weights
 
     def rename(tensors: dict[str, Any]) -> dict[str, Any]:
         result = {}
@@ -186,7 +186,7 @@ def test_prefixes_and_old_norm_names(tiny: Any, tmp_path: Path, task: str) -> No
         return result
 
     rewrite(folder, rename)
-    found = load_model(folder).tensors
+    found = load_model(folder).weights
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 

@@ -1,5 +1,7 @@
 #include "bind/convert.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <initializer_list>
 #include <set>
@@ -226,10 +228,14 @@ std::shared_ptr<Plan> to_plan(const py::dict& dict) {
   return plan;
 }
 
-TensorMap to_tensors(const py::dict& dict) {
+TensorMap to_tensors(const py::dict& dict, bool only_shapes) {
   TensorMap tensors;
   for (const auto& [key, value] : dict) {
     const std::string name = py::str(key);
+    if (only_shapes) {
+      tensors.emplace(name, TensorView{.shape = value.cast<std::vector<int64_t>>()});
+      continue;
+    }
     if (!py::isinstance<FloatArray>(value)) {
       throw py::type_error(concat("tensor '", name, "' is not a C-contiguous float32 array"));
     }

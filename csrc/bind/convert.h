@@ -22,6 +22,7 @@ using ByteArray = py::array_t<uint8_t, py::array::c_style>;
 EncoderConfig to_config(const py::dict& dict);
 std::shared_ptr<Plan> to_plan(const py::dict& dict);
 // The views share the arrays' memory. Throws TypeError unless all are float32 and C-contiguous.
-TensorMap to_tensors(const py::dict& dict);
+// With only_shapes, the values are shapes.
+TensorMap to_tensors(const py::dict& dict, bool only_shapes);
 
 }  // namespace tokprune::bind

@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <string>
@@ -27,35 +28,121 @@ const T* optional_data(const std::optional<py::array_t<T, py::array::c_style>>& 
   return array ? array->data() : nullptr;
 }
 
-// Every wrapper works in place on arrays the test laid out, padding and canaries included.
-void gemm(const std::string& isa, const FloatArray& a, const FloatArray& panels, FloatArray c,
-          int64_t m, int64_t k, bool accumulate, const std::string& epilogue,
-          const std::optional<FloatArray>& bias, const std::optional<FloatArray>& residual,
-          const std::optional<IntArray>& residual_rows,
-          const std::optional<FloatArray>& row_scale) {
+using HalfArray = py::array_t<uint16_t, py::array::c_style>;
+using Int8Array = py::array_t<int8_t, py::array::c_style>;
+
+// The epilogue of a product: {"kind": name, "bias": ..., "residual": ..., ...}.
+kernels::EpilogueArgs to_epilogue(const py::dict& dict) {
   static const std::map<std::string, kernels::Epilogue> kPlain = {
       {"none", kernels::Epilogue::kNone},
       {"row_scale", kernels::Epilogue::kRowScale},
       {"bias", kernels::Epilogue::kBias},
       {"bias_residual", kernels::Epilogue::kBiasResidual}};
-  const auto plain = kPlain.find(epilogue);
-  table(isa).gemm(
-      {.a = a.data(),
-       .lda = stride(a),
-       .b = panels.data(),
-       .b_panel_stride = panels.shape(1) * kPanel,
-       .c = c.mutable_data(),
-       .ldc = stride(c),
-       .m = m,
-       .panels = panels.shape(0),
-       .k = k,
-       .accumulate = accumulate,
-       .epilogue = plain != kPlain.end() ? plain->second : kernels::bias_activation(epilogue),
-       .bias = optional_data(bias),
-       .residual = optional_data(residual),
-       .ld_residual = residual ? stride(*residual) : 0,
-       .residual_rows = optional_data(residual_rows),
-       .row_scale = optional_data(row_scale)});
+  const auto kind = dict["kind"].cast<std::string>();
+  const auto plain = kPlain.find(kind);
+  const auto floats = [&](const char* key) -> const float* {
+    return dict.contains(key) ? dict[key].cast<FloatArray>().data() : nullptr;
+  };
+  kernels::EpilogueArgs epilogue{};
+  epilogue.kind = plain != kPlain.end() ? plain->second : kernels::bias_activation(kind);
+  epilogue.bias = floats("bias");
+  epilogue.residual = floats("residual");
+  if (epilogue.residual) epilogue.ld_residual = stride(dict["residual"].cast<FloatArray>());
+  if (dict.contains("residual_rows")) {
+    epilogue.residual_rows = dict["residual_rows"].cast<IntArray>().data();
+  }
+  epilogue.row_scale = floats("row_scale");
+  return epilogue;
+}
+
+// Every wrapper works in place on arrays the test laid out, padding and canaries included.
+template <class Weight>
+kernels::GemmOf<Weight> float_product(const FloatArray& a,
+                                      const py::array_t<Weight, py::array::c_style>& panels,
+                                      FloatArray& c, int64_t m, int64_t k, bool accumulate,
+                                      const py::dict& epilogue) {
+  return {.a = a.data(),
+          .lda = stride(a),
+          .b = panels.data(),
+          .b_panel_stride = panels.size() / std::max<int64_t>(1, panels.shape(0)),
+          .c = c.mutable_data(),
+          .ldc = stride(c),
+          .m = m,
+          .panels = panels.shape(0),
+          .k = k,
+          .accumulate = accumulate,
+          .epilogue = to_epilogue(epilogue)};
+}
+
+void gemm(const std::string& isa, const FloatArray& a, const FloatArray& panels, FloatArray c,
+          int64_t m, int64_t k, bool accumulate, const py::dict& epilogue) {
+  table(isa).gemm(float_product<float>(a, panels, c, m, k, accumulate, epilogue));
+}
+
+void gemm_bf16_weight(const std::string& isa, const FloatArray& a, const HalfArray& panels,
+                      FloatArray c, int64_t m, int64_t k, bool accumulate,
+                      const py::dict& epilogue) {
+  table(isa).gemm_bf16_weight(float_product<uint16_t>(a, panels, c, m, k, accumulate, epilogue));
+}
+
+void gemm_int8(const std::string& isa, const ByteArray& a, const FloatArray& a_scale,
+               const IntArray& a_zero, const Int8Array& panels, const FloatArray& b_scale,
+               const IntArray& b_sum, FloatArray c, int64_t m, int64_t k,
+               const py::dict& epilogue) {
+  table(isa).gemm_int8({.a = a.data(),
+                        .lda = a.shape(1),
+                        .a_scale = a_scale.data(),
+                        .a_zero = a_zero.data(),
+                        .b = panels.data(),
+                        .b_panel_stride = panels.size() / std::max<int64_t>(1, panels.shape(0)),
+                        .b_scale = b_scale.data(),
+                        .b_sum = b_sum.data(),
+                        .c = c.mutable_data(),
+                        .ldc = stride(c),
+                        .m = m,
+                        .panels = panels.shape(0),
+                        .k = k,
+                        .epilogue = to_epilogue(epilogue)});
+}
+
+void gemm_bf16(const std::string& isa, const HalfArray& a, const std::optional<HalfArray>& a_low,
+               const HalfArray& panels, const std::optional<HalfArray>& panels_low, FloatArray c,
+               int64_t m, int64_t k, const py::dict& epilogue) {
+  table(isa).gemm_bf16({.a = a.data(),
+                        .a_low = optional_data(a_low),
+                        .lda = a.shape(1),
+                        .b = panels.data(),
+                        .b_low = optional_data(panels_low),
+                        .b_panel_stride = panels.size() / std::max<int64_t>(1, panels.shape(0)),
+                        .c = c.mutable_data(),
+                        .ldc = stride(c),
+                        .m = m,
+                        .panels = panels.shape(0),
+                        .k = k,
+                        .epilogue = to_epilogue(epilogue)});
+}
+
+void quantize_rows(const std::string& isa, const FloatArray& src, ByteArray dst, FloatArray scale,
+                   IntArray zero, int64_t rows, int64_t cols) {
+  table(isa).quantize_rows({.src = src.data(),
+                            .ld_src = stride(src),
+                            .dst = dst.mutable_data(),
+                            .ld_dst = dst.shape(1),
+                            .scale = scale.mutable_data(),
+                            .zero = zero.mutable_data(),
+                            .rows = rows,
+                            .cols = cols});
+}
+
+void round_rows(const std::string& isa, const FloatArray& src, HalfArray dst,
+                std::optional<HalfArray> dst_low, int64_t rows, int64_t cols) {
+  table(isa).round_rows({.src = src.data(),
+                         .ld_src = stride(src),
+                         .dst = dst.mutable_data(),
+                         .dst_low = dst_low ? dst_low->mutable_data() : nullptr,
+                         .ld_dst = dst.shape(1),
+                         .rows = rows,
+                         .cols = cols});
 }
 
 void pack_transposed(const std::string& isa, const FloatArray& src, FloatArray dst, int64_t n,
@@ -160,8 +247,10 @@ void bind_kernels(py::module_& parent) {
 #define TOKPRUNE_KERNEL(name, Args) \
   m.def(#name, &name);              \
   names.append(#name);
+#define TOKPRUNE_TILE_KERNEL TOKPRUNE_KERNEL
 #include "kernels/manifest.inc"
   m.attr("names") = names;
+  m.def("has_tiles", [](const std::string& isa) { return table(isa).gemm_bf16 != nullptr; });
   m.def("gemm_rows", [](const std::string& isa) { return table(isa).gemm_rows; });
 }
 

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <span>
 #include <string>
 
 #include "base/check.h"
@@ -113,6 +114,16 @@ py::dict forward(Engine& engine, const IntArray& input_ids, const IntArray& cu_s
   return result;
 }
 
+const char* precision_name(Precision precision) {
+  switch (precision) {
+    case Precision::kFp32: return "fp32";
+    case Precision::kBf16: return "bf16";
+    case Precision::kInt8: return "int8";
+    case Precision::kBf16x3: break;
+  }
+  return "bf16x3";
+}
+
 py::list isa_levels() {
   py::list names;
   for (IsaLevel level : supported_isa_levels()) names.append(std::string(isa_name(level)));
@@ -135,6 +146,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("isa_levels", &isa_levels, "Supported instruction-set levels, lowest first.");
   m.def("default_threads", &default_thread_count,
         "min(physical cores, affinity, cgroup quota) of this process.");
+  m.def(
+      "resolve_precision",
+      [](const std::string& precision, const std::string& isa) {
+        return precision_name(resolve_precision(precision, resolve_isa(isa)));
+      },
+      py::arg("precision"), py::arg("isa") = "", "What runs for a request on a level.");
   m.def("activations", &activations, "Activation functions and their Hugging Face names.");
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "A compiled pruning policy.")
@@ -142,17 +159,34 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Engine>(m, "Encoder", "Packed weights, threads and kernels of one model.")
       .def(py::init([](const py::dict& config, const py::dict& tensors, int threads,
-                       const std::string& isa) {
+                       const std::string& isa, const std::string& precision,
+                       const std::optional<ByteArray>& packed) {
              EncoderConfig parsed = to_config(config);
-             const TensorMap views = to_tensors(tensors);
+             const TensorMap views = to_tensors(tensors, packed.has_value());
+             std::span<const std::byte> memory;
+             if (packed) {
+               memory = std::as_bytes(std::span(packed->data(), packed->size()));
+             }
              const py::gil_scoped_release release;
-             return std::make_unique<Engine>(std::move(parsed), views, threads, isa);
+             return std::make_unique<Engine>(std::move(parsed), views, threads, isa, precision,
+                                             memory);
            }),
-           py::arg("config"), py::arg("tensors"), py::arg("threads") = 0, py::arg("isa") = "")
+           py::arg("config"), py::arg("tensors"), py::arg("threads") = 0, py::arg("isa") = "",
+           py::arg("precision") = "auto", py::arg("packed").noconvert() = py::none(),
+           py::keep_alive<1, 7>())
       .def_property_readonly("isa", [](const Engine& e) { return std::string(isa_name(e.isa())); })
       .def_property_readonly("threads", &Engine::threads)
       .def_property_readonly("weight_bytes",
-                             [](const Engine& e) { return e.encoder().weights().bytes(); })
+                             [](const Engine& e) { return e.encoder().weights().memory().size(); })
+      .def_property_readonly(
+          "precision", [](const Engine& e) { return precision_name(e.encoder().precision()); })
+      .def_property_readonly(
+          "packed",
+          [](const py::object& self) {
+            const auto memory = self.cast<const Engine&>().encoder().weights().memory();
+            return py::array_t<uint8_t>(static_cast<py::ssize_t>(memory.size()),
+                                        reinterpret_cast<const uint8_t*>(memory.data()), self);
+          })
       .def("forward", &forward, py::arg("input_ids").noconvert(), py::arg("cu_seqlens").noconvert(),
            py::kw_only(), py::arg("token_type_ids").noconvert() = py::none(),
            py::arg("segment_ids").noconvert() = py::none(),

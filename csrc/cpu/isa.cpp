@@ -1,7 +1,10 @@
 #include "cpu/isa.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdlib>
@@ -11,7 +14,8 @@
 namespace tokprune {
 namespace {
 
-constexpr std::array kLevels = {IsaLevel::kScalar, IsaLevel::kAvx2, IsaLevel::kAvx512};
+constexpr std::array kLevels = {IsaLevel::kScalar, IsaLevel::kAvx2,       IsaLevel::kAvxVnni,
+                                IsaLevel::kAvx512, IsaLevel::kAvx512Vnni, IsaLevel::kAmx};
 
 struct Leaf {
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -34,16 +38,50 @@ uint64_t enabled_state() {
   return (static_cast<uint64_t>(hi) << 32) | lo;
 }
 
+// Linux hands out tile registers, 8 KB per thread, only to processes that ask. The answer holds for
+// every thread of the process.
+bool permits_tiles() {
+#ifdef TOKPRUNE_EMULATE_TILES
+  return true;
+#else
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#endif
+}
+
+bool has_tiles(uint64_t state) {
+#ifdef TOKPRUNE_EMULATE_TILES
+  static_cast<void>(state);
+  return true;
+#else
+  const Leaf l7 = cpuid(7, 0);
+  const bool saved = (state & 0x60000) == 0x60000;
+  return saved && bit(l7.edx, 22) && bit(l7.edx, 24) && bit(l7.edx, 25);
+#endif
+}
+
 bool supported(IsaLevel level) {
-  if (level == IsaLevel::kScalar) return true;
   const Leaf l1 = cpuid(1, 0);
   const Leaf l7 = cpuid(7, 0);
+  const Leaf l7_1 = l7.eax >= 1 ? cpuid(7, 1) : Leaf{};
   const uint64_t state = enabled_state();
   const bool ymm = (state & 0x6) == 0x6;
   const bool avx2 = ymm && bit(l1.ecx, 28) && bit(l1.ecx, 12) && bit(l1.ecx, 29) && bit(l7.ebx, 5);
-  if (level == IsaLevel::kAvx2) return avx2;
   const bool zmm = (state & 0xe6) == 0xe6;
-  return avx2 && zmm && bit(l7.ebx, 16) && bit(l7.ebx, 17) && bit(l7.ebx, 30) && bit(l7.ebx, 31);
+  const bool avx512 =
+      avx2 && zmm && bit(l7.ebx, 16) && bit(l7.ebx, 17) && bit(l7.ebx, 30) && bit(l7.ebx, 31);
+  const bool vnni = avx512 && bit(l7.ecx, 11);
+  switch (level) {
+    case IsaLevel::kScalar: return true;
+    case IsaLevel::kAvx2: return avx2;
+    case IsaLevel::kAvxVnni: return avx2 && bit(l7_1.eax, 4);
+    case IsaLevel::kAvx512: return avx512;
+    case IsaLevel::kAvx512Vnni: return vnni;
+    case IsaLevel::kAmx: return vnni && bit(l7_1.eax, 5) && has_tiles(state) && permits_tiles();
+  }
+  return false;
 }
 
 std::string list_names(const std::vector<IsaLevel>& levels) {
@@ -61,16 +99,23 @@ std::string_view isa_name(IsaLevel level) {
   switch (level) {
     case IsaLevel::kScalar: return "scalar";
     case IsaLevel::kAvx2: return "avx2";
+    case IsaLevel::kAvxVnni: return "avx_vnni";
     case IsaLevel::kAvx512: return "avx512";
+    case IsaLevel::kAvx512Vnni: return "avx512_vnni";
+    case IsaLevel::kAmx: return "amx";
   }
   return "";
 }
 
-std::vector<IsaLevel> supported_isa_levels() {
-  std::vector<IsaLevel> levels;
-  for (IsaLevel level : kLevels) {
-    if (supported(level)) levels.push_back(level);
-  }
+const std::vector<IsaLevel>& supported_isa_levels() {
+  // Asked once: cpuid traps to the hypervisor of a virtual machine.
+  static const std::vector<IsaLevel> levels = [] {
+    std::vector<IsaLevel> found;
+    for (IsaLevel level : kLevels) {
+      if (supported(level)) found.push_back(level);
+    }
+    return found;
+  }();
   return levels;
 }
 
@@ -80,11 +125,11 @@ IsaLevel resolve_isa(std::string_view request) {
     source = "TOKPRUNE_ISA";
     if (const char* forced = std::getenv("TOKPRUNE_ISA")) request = forced;
   }
-  const std::vector<IsaLevel> available = supported_isa_levels();
+  const std::vector<IsaLevel>& available = supported_isa_levels();
   if (request.empty()) return available.back();
   for (IsaLevel level : kLevels) {
     if (isa_name(level) != request) continue;
-    require(supported(level), source, " '", request,
+    require(std::ranges::find(available, level) != available.end(), source, " '", request,
             "' is not supported by this CPU or operating system; supported here: ",
             list_names(available));
     return level;

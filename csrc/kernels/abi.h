@@ -14,8 +14,15 @@
 
 namespace tokprune::kernels {
 
-// Columns of one weight panel; the packed layout is [N/16][K][16], the same for every level.
+// Columns of one weight panel. Packed layouts, the same for every level, so that packed weights can
+// be shared: float32 [N/16][K][16]; bfloat16 [N/16][K/2][16][2] with K padded to 32; int8
+// [N/16][K/4][16][4] with K padded to 64. A panel is one contiguous stream, and 64 bytes of it are
+// one vector, or one row of a matrix tile.
 constexpr int64_t kPanel = 16;
+constexpr int64_t kBf16Depth = 32;
+constexpr int64_t kInt8Depth = 64;
+// Rows of one matrix tile: operands that a level may read in tiles are padded to this many rows.
+constexpr int64_t kTileRows = 16;
 
 // What happens to a finished block of C, in place, while it is still in the first-level cache.
 enum class Epilogue : int32_t {
@@ -28,6 +35,15 @@ enum class Epilogue : int32_t {
   kCount,
 };
 
+struct EpilogueArgs {
+  Epilogue kind;
+  const float* bias;
+  const float* residual;
+  int64_t ld_residual;
+  const int32_t* residual_rows;  // row of `residual` for each row of C; null = same row
+  const float* row_scale;        // [m]
+};
+
 // Computes  C[m, 16*panels] (+)= A[m, k] B[k, 16*panels], then the epilogue.
 // Shapes    any m >= 0, panels >= 0, k >= 0. B: `panels` panels, b_panel_stride elements apart.
 // Padding   A is read on [m, k] only; C is written on whole panels; bias is read on whole panels.
@@ -36,10 +52,11 @@ enum class Epilogue : int32_t {
 //           ascending k. accumulate continues the chain from C, so splitting k changes no bit.
 // Why not   one GEMM call per layer from a library: M, the number of surviving tokens, is new at
 //           every layer of every input, and set-up per shape would cost more than it saves.
-struct GemmArgs {
+template <class Weight>
+struct GemmOf {
   const float* a;
   int64_t lda;
-  const float* b;
+  const Weight* b;
   int64_t b_panel_stride;
   float* c;
   int64_t ldc;
@@ -47,12 +64,89 @@ struct GemmArgs {
   int64_t panels;
   int64_t k;
   bool accumulate;
-  Epilogue epilogue;
-  const float* bias;
-  const float* residual;
-  int64_t ld_residual;
-  const int32_t* residual_rows;  // row of `residual` for each row of C; null = same row
-  const float* row_scale;        // [m]
+  EpilogueArgs epilogue;
+};
+using GemmArgs = GemmOf<float>;
+
+// As above with B in bfloat16, widened to float32 in registers. A split of k is even.
+// Why not   VDPBF16PS: it runs at half the rate of float32 multiply-adds on the Intel CPUs that
+// have
+//           it without matrix tiles, and would round A as well.
+using GemmBf16WeightArgs = GemmOf<uint16_t>;
+
+// Computes  C = (A - a_zero) * a_scale  times  B * b_scale, then the epilogue.
+// Shapes    A: uint8 [m, k]; B: int8 panels; k a multiple of 64, at most 2^16.
+// Padding   A is readable on round_up(m, 16) rows; columns beyond the true k meet zeros in B.
+// Numerics  exact int32 sums of products; value = float(sum - a_zero * b_sum) * (a_scale *
+// b_scale),
+//           each operation rounded once: the same bits on every level before the epilogue.
+struct GemmInt8Args {
+  const uint8_t* a;
+  int64_t lda;
+  const float* a_scale;   // [m]
+  const int32_t* a_zero;  // [m]
+  const int8_t* b;
+  int64_t b_panel_stride;
+  const float* b_scale;  // [16 * panels]
+  const int32_t* b_sum;  // [16 * panels] column sums of B
+  float* c;
+  int64_t ldc;
+  int64_t m;
+  int64_t panels;
+  int64_t k;
+  EpilogueArgs epilogue;
+};
+
+// Computes  C = A B on bfloat16 operands, or, where a_low and b_low are given, A B + A B_low +
+//           A_low B: float32-grade products of values split into two bfloat16 terms (bf16x3).
+// Shapes    k a multiple of 32.
+// Padding   A is readable on round_up(m, 16) rows; columns beyond the true k meet zeros in B.
+// Numerics  float32 sums in an order that depends on k alone.
+struct GemmBf16Args {
+  const uint16_t* a;
+  const uint16_t* a_low;
+  int64_t lda;
+  const uint16_t* b;
+  const uint16_t* b_low;
+  int64_t b_panel_stride;
+  float* c;
+  int64_t ldc;
+  int64_t m;
+  int64_t panels;
+  int64_t k;
+  EpilogueArgs epilogue;
+};
+
+// Computes  for each row, with zero in the range [low, high] of its values: scale = (high - low) /
+//           255, zero = round(-low / scale), dst = round(src / scale) + zero.
+// Shapes    src [rows, cols], dst [rows, round_up(cols, 64)].
+// Padding   dst columns beyond cols are set to 0.
+// Numerics  round half to even, each operation rounded once: the same bits on every level.
+// Why not   symmetric int8: a zero point halves the error of the model (post-GELU rows are
+// one-sided).
+struct QuantizeRowsArgs {
+  const float* src;
+  int64_t ld_src;
+  uint8_t* dst;
+  int64_t ld_dst;
+  float* scale;
+  int32_t* zero;
+  int64_t rows;
+  int64_t cols;
+};
+
+// Computes  dst = bfloat16(src) and, if dst_low is given, dst_low = bfloat16(src - dst).
+// Shapes    src [rows, cols], dst [rows, round_up(cols, 32)].
+// Padding   dst columns beyond cols are set to 0.
+// Numerics  round to nearest even.
+struct RoundRowsArgs {
+  const float* src;
+  int64_t ld_src;
+  uint16_t* dst;
+  uint16_t* dst_low;
+  int64_t ld_dst;
+  int64_t rows;
+  int64_t cols;
 };
 
 // Computes  the panels of a matrix B[k, n] from its transpose, src[n, k] row-major (src row = one
@@ -168,15 +262,20 @@ struct ReduceRowsArgs {
   int64_t cols;
 };
 
-// A null entry inherits from the next lower level.
+// A null entry inherits from the level below. Optional kernels need matrix tiles: they stay null
+// where there are none.
 struct KernelTable {
-  int64_t gemm_rows;  // rows of the largest register tile: the unit in which callers split M
-#define TOKPRUNE_KERNEL(name, Args) void (*name)(const Args& args);
+  int64_t gemm_rows = 0;  // rows of gemm's register tile: the unit in which callers split M
+#define TOKPRUNE_KERNEL(name, Args) void (*name)(const Args& args) = nullptr;
+#define TOKPRUNE_TILE_KERNEL TOKPRUNE_KERNEL
 #include "kernels/manifest.inc"
 };
 
 extern const KernelTable kScalarTable;
 extern const KernelTable kAvx2Table;
+extern const KernelTable kAvxVnniTable;
 extern const KernelTable kAvx512Table;
+extern const KernelTable kAvx512VnniTable;
+extern const KernelTable kAmxTable;
 
 }  // namespace tokprune::kernels

@@ -1,3 +1,5 @@
+#pragma once
+
 // Activation functions on one vector. A new one is a function here and a line in manifest.inc.
 
 // exp(x) for finite x, within 2 units in the last place; below -87.3 it saturates at 2^-126.

@@ -1,5 +1,7 @@
 // Softmax, position bias and importance statistics on a block of attention scores.
 
+#include "kernels/activations.inl"
+
 void softmax(const SoftmaxArgs& args) {
   const int64_t whole = args.n / V::kLanes * V::kLanes;
   const int64_t tail = args.n - whole;

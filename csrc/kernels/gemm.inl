@@ -1,114 +1,78 @@
-// C (+)= A B on packed panels, then an epilogue. Contract: GemmArgs in abi.h.
+// C (+)= A B on float32 rows and packed panels. Contracts: GemmArgs, GemmBf16WeightArgs in abi.h.
+
+#include "kernels/products.inl"
 
 constexpr int kVectorsPerPanel = static_cast<int>(kPanel) / V::kLanes;
 
-// One register tile: ROWS x (16 * PANELS) accumulators stay in registers for the whole of k.
-template <int ROWS, int PANELS>
-inline void gemm_tile(const float* a, int64_t lda, const float* b, int64_t b_panel_stride, float* c,
-                      int64_t ldc, int64_t k, bool accumulate) {
-  constexpr int kVectors = PANELS * kVectorsPerPanel;
-  V::reg acc[ROWS][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < ROWS; ++i) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      acc[i][v] = accumulate ? V::load(c + i * ldc + v * V::kLanes) : V::zero();
-    }
+// float32 sums of float32 rows and panels of Weight: ROWS x (16 * PANELS) accumulators stay in
+// registers for the whole of k.
+template <class Weight>
+struct FloatProduct {
+  using Args = GemmOf<Weight>;
+  static constexpr int kRows = kGemmRows;
+  static constexpr int kPanels = kGemmPanels;
+
+  // Vector v of inner index kk: two inner indices share the words of a bfloat16 panel.
+  template <int PARITY>
+  static V::reg weight(const float* b, int64_t kk) {
+    return V::load(b + kk * kPanel);
   }
-  for (int64_t kk = 0; kk < k; ++kk) {
-    V::reg bv[kVectors];
+  template <int PARITY>
+  static V::reg weight(const uint16_t* b, int64_t kk) {
+    return V::template load_bf16<PARITY>(b + kk / 2 * 2 * kPanel);
+  }
+  static constexpr int kStride = sizeof(Weight) == sizeof(float) ? V::kLanes : 2 * V::kLanes;
+
+  template <int ROWS, int VECTORS, int PARITY>
+  static void step(const Args& g, const float* a, const Weight* b, int64_t kk,
+                   V::reg (&acc)[ROWS][VECTORS]) {
+    V::reg bv[VECTORS];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      const int panel = v / kVectorsPerPanel;
-      const int lane = (v % kVectorsPerPanel) * V::kLanes;
-      bv[v] = V::load(b + panel * b_panel_stride + kk * kPanel + lane);
+    for (int v = 0; v < VECTORS; ++v) {
+      const Weight* from =
+          b + v / kVectorsPerPanel * g.b_panel_stride + v % kVectorsPerPanel * kStride;
+      bv[v] = weight<PARITY>(from, kk);
     }
+    prefetch_next<VECTORS / kVectorsPerPanel>(
+        reinterpret_cast<const char*>(b + kk * kPanel),
+        g.b_panel_stride * static_cast<int64_t>(sizeof(Weight)));
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
-      const V::reg av = V::set1(a[i * lda + kk]);
+      const V::reg av = V::set1(a[i * g.lda + kk]);
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = V::fma(av, bv[v], acc[i][v]);
+      for (int v = 0; v < VECTORS; ++v) acc[i][v] = V::fma(av, bv[v], acc[i][v]);
     }
   }
+
+  template <int ROWS, int PANELS>
+  static void tile(const Args& g, int64_t row, int64_t panel) {
+    constexpr int kVectors = PANELS * kVectorsPerPanel;
+    const float* a = g.a + row * g.lda;
+    const Weight* b = g.b + panel * g.b_panel_stride;
+    float* c = g.c + row * g.ldc + panel * kPanel;
+    prefetch_tile<ROWS, PANELS>(c, g.ldc);
+    V::reg acc[ROWS][kVectors];
 #pragma GCC unroll 16
-  for (int i = 0; i < ROWS; ++i) {
+    for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) V::store(c + i * ldc + v * V::kLanes, acc[i][v]);
-  }
-}
-
-using TileFunction = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t,
-                              int64_t, bool);
-
-// Tile functions by row count: kTiles<P>.of[r] computes r rows of P panels.
-template <int PANELS, int ROWS = kGemmRows>
-struct TileList : TileList<PANELS, ROWS - 1> {
-  constexpr TileList() { this->of[ROWS] = gemm_tile<ROWS, PANELS>; }
-};
-template <int PANELS>
-struct TileList<PANELS, 0> {
-  TileFunction of[kGemmRows + 1] = {};
-};
-template <int PANELS>
-constexpr TileList<PANELS> kTiles;
-
-// Visits every vector of the block C[rows, 16 * panels].
-template <class Visit>
-inline void for_each_vector(const GemmArgs& g, int64_t row, int64_t rows, int64_t column,
-                            int64_t columns, const Visit& visit) {
-  for (int64_t i = row; i < row + rows; ++i) {
-    for (int64_t j = column; j < column + columns; j += V::kLanes) {
-      float* c = g.c + i * g.ldc + j;
-      V::store(c, visit(V::load(c), i, j));
+      for (int v = 0; v < kVectors; ++v) {
+        acc[i][v] = g.accumulate ? V::load(c + i * g.ldc + v * V::kLanes) : V::zero();
+      }
+    }
+    int64_t kk = 0;
+    for (; kk + 2 <= g.k; kk += 2) {
+      step<ROWS, kVectors, 0>(g, a, b, kk, acc);
+      step<ROWS, kVectors, 1>(g, a, b, kk + 1, acc);
+    }
+    if (kk < g.k) step<ROWS, kVectors, 0>(g, a, b, kk, acc);
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) V::store(c + i * g.ldc + v * V::kLanes, acc[i][v]);
     }
   }
-}
+};
 
-inline void apply_epilogue(const GemmArgs& g, int64_t row, int64_t rows, int64_t column,
-                           int64_t columns) {
-  switch (g.epilogue) {
-    case Epilogue::kNone:
-    case Epilogue::kCount: return;
-    case Epilogue::kRowScale:
-      return for_each_vector(g, row, rows, column, columns, [&](V::reg x, int64_t i, int64_t) {
-        return V::mul(x, V::set1(g.row_scale[i]));
-      });
-    case Epilogue::kBias:
-      return for_each_vector(g, row, rows, column, columns, [&](V::reg x, int64_t, int64_t j) {
-        return V::add(x, V::load(g.bias + j));
-      });
-    case Epilogue::kBiasResidual:
-      return for_each_vector(g, row, rows, column, columns, [&](V::reg x, int64_t i, int64_t j) {
-        const int64_t from = g.residual_rows ? g.residual_rows[i] : i;
-        return V::add(V::add(x, V::load(g.bias + j)),
-                      V::load(g.residual + from * g.ld_residual + j));
-      });
-#define TOKPRUNE_ACTIVATION(name, hf_names)                                                   \
-  case Epilogue::kBias_##name:                                                                \
-    return for_each_vector(g, row, rows, column, columns, [&](V::reg x, int64_t, int64_t j) { \
-      return name(V::add(x, V::load(g.bias + j)));                                            \
-    });
-#include "kernels/manifest.inc"
-  }
-}
+void gemm(const GemmArgs& g) { multiply<FloatProduct<float>>(g); }
 
-template <int PANELS>
-inline void gemm_panels(const GemmArgs& g, int64_t panel) {
-  const float* b = g.b + panel * g.b_panel_stride;
-  const int64_t column = panel * kPanel;
-  // Even strips (13 rows = 7 + 6) instead of full ones and a poor remainder.
-  const int64_t strips = (g.m + kGemmRows - 1) / kGemmRows;
-  for (int64_t s = 0; s < strips; ++s) {
-    const int64_t row = g.m * s / strips;
-    const int64_t rows = g.m * (s + 1) / strips - row;
-    kTiles<PANELS>.of[rows](g.a + row * g.lda, g.lda, b, g.b_panel_stride,
-                            g.c + row * g.ldc + column, g.ldc, g.k, g.accumulate);
-    apply_epilogue(g, row, rows, column, PANELS * kPanel);
-  }
-}
-
-void gemm(const GemmArgs& g) {
-  int64_t panel = 0;
-  for (; panel + kGemmPanels <= g.panels; panel += kGemmPanels) gemm_panels<kGemmPanels>(g, panel);
-  for (; panel < g.panels; ++panel) gemm_panels<1>(g, panel);
-}
+void gemm_bf16_weight(const GemmBf16WeightArgs& g) { multiply<FloatProduct<uint16_t>>(g); }

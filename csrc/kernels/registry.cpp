@@ -8,32 +8,32 @@
 namespace tokprune::kernels {
 namespace {
 
-void inherit(KernelTable& table, const KernelTable& lower) {
+KernelTable inherit(KernelTable table, const KernelTable& lower) {
+  if (table.gemm_rows == 0) table.gemm_rows = lower.gemm_rows;
 #define TOKPRUNE_KERNEL(name, Args) \
   if (!table.name) table.name = lower.name;
+#define TOKPRUNE_TILE_KERNEL TOKPRUNE_KERNEL
 #include "kernels/manifest.inc"
+  return table;
 }
-
-struct Tables {
-  KernelTable scalar = kScalarTable;
-  KernelTable avx2 = kAvx2Table;
-  KernelTable avx512 = kAvx512Table;
-  Tables() {
-    inherit(avx2, scalar);
-    inherit(avx512, avx2);
-  }
-};
 
 }  // namespace
 
 const KernelTable& table_for(IsaLevel level) {
-  static const Tables tables;
+  static const KernelTable avx2 = inherit(kAvx2Table, kScalarTable);
+  static const KernelTable avx_vnni = inherit(kAvxVnniTable, avx2);
+  static const KernelTable avx512 = inherit(kAvx512Table, avx2);
+  static const KernelTable avx512_vnni = inherit(kAvx512VnniTable, avx512);
+  static const KernelTable amx = inherit(kAmxTable, avx512_vnni);
   switch (level) {
-    case IsaLevel::kAvx512: return tables.avx512;
-    case IsaLevel::kAvx2: return tables.avx2;
+    case IsaLevel::kAmx: return amx;
+    case IsaLevel::kAvx512Vnni: return avx512_vnni;
+    case IsaLevel::kAvx512: return avx512;
+    case IsaLevel::kAvxVnni: return avx_vnni;
+    case IsaLevel::kAvx2: return avx2;
     case IsaLevel::kScalar: break;
   }
-  return tables.scalar;
+  return kScalarTable;
 }
 
 const std::vector<Activation>& activations() {

@@ -9,7 +9,7 @@
 
 namespace tokprune::kernels {
 
-// The table of `level`, with entries a level leaves null taken from the next lower one.
+// The table of `level`, with entries a level leaves null taken from the level it builds on.
 const KernelTable& table_for(IsaLevel level);
 
 struct Activation {

@@ -1,53 +1,109 @@
-// Eight floats, AVX2 + FMA.
+// Sixteen floats in two registers, AVX2 + FMA. Sixteen, not eight, so that sums over lanes have the
+// same order as with AVX-512: both levels compute the same bits.
 struct V {
-  static constexpr int kLanes = 8;
-  typedef __m256 reg;
+  static constexpr int kLanes = 16;
+  struct reg {
+    __m256 lo, hi;
+  };
 
-  static reg load(const float* p) { return _mm256_loadu_ps(p); }
-  static void store(float* p, reg x) { _mm256_storeu_ps(p, x); }
-  static reg set1(float x) { return _mm256_set1_ps(x); }
-  static reg zero() { return _mm256_setzero_ps(); }
-  static reg add(reg a, reg b) { return _mm256_add_ps(a, b); }
-  static reg sub(reg a, reg b) { return _mm256_sub_ps(a, b); }
-  static reg mul(reg a, reg b) { return _mm256_mul_ps(a, b); }
-  static reg div(reg a, reg b) { return _mm256_div_ps(a, b); }
-  static reg fma(reg a, reg b, reg c) { return _mm256_fmadd_ps(a, b, c); }
-  static reg min(reg a, reg b) { return _mm256_min_ps(a, b); }
-  static reg max(reg a, reg b) { return _mm256_max_ps(a, b); }
-  static reg abs(reg a) { return _mm256_andnot_ps(set1(-0.0f), a); }
-  static reg copysign(reg magnitude, reg sign) {
-    return _mm256_or_ps(magnitude, _mm256_and_ps(set1(-0.0f), sign));
+  static reg load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static void store(float* p, reg x) {
+    _mm256_storeu_ps(p, x.lo);
+    _mm256_storeu_ps(p + 8, x.hi);
   }
-  static reg sqrt(reg a) { return _mm256_sqrt_ps(a); }
+  static reg set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+  static reg zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static reg add(reg a, reg b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+  static reg sub(reg a, reg b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+  static reg mul(reg a, reg b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+  static reg div(reg a, reg b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+  static reg fma(reg a, reg b, reg c) {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+  }
+  static reg min(reg a, reg b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+  static reg max(reg a, reg b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+  static reg abs(reg a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+  }
+  static reg copysign(reg magnitude, reg sign) {
+    const __m256 bit = _mm256_set1_ps(-0.0f);
+    return {_mm256_or_ps(magnitude.lo, _mm256_and_ps(bit, sign.lo)),
+            _mm256_or_ps(magnitude.hi, _mm256_and_ps(bit, sign.hi))};
+  }
   static reg round(reg x) {
-    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(x.lo, kNearest), _mm256_round_ps(x.hi, kNearest)};
   }
   // x * 2^n for integral n in [-126, 127].
-  static reg scale_by_power(reg x, reg n) {
-    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  static reg scale_by_power(reg x, reg n) { return mul(x, {power(n.lo), power(n.hi)}); }
+  // The bfloat16 of even (PARITY 0) or odd position of sixteen neighbouring pairs.
+  template <int PARITY>
+  static reg load_bf16(const uint16_t* p) {
+    return {widen<PARITY>(p), widen<PARITY>(p + 16)};
+  }
+  // float(sum[i] - zero * correction[i])
+  static reg from_int(const int32_t* sum, const int32_t* correction, int32_t zero) {
+    return {from_int_8(sum, correction, zero), from_int_8(sum + 8, correction + 8, zero)};
+  }
+  static void store_int(int32_t* p, reg x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvtps_epi32(x.lo));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), _mm256_cvtps_epi32(x.hi));
+  }
+  // Integral x, clamped to [0, 255].
+  static void store_u8(uint8_t* p, reg x) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));
+    const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(p),
+        _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
   }
   // The first n < kLanes elements, `fill` in the rest.
   static reg load_n(const float* p, int64_t n, float fill) {
-    const __m256i keep = first(n);
-    return _mm256_blendv_ps(set1(fill), _mm256_maskload_ps(p, keep), _mm256_castsi256_ps(keep));
+    return {load_8(p, n, fill), n > 8 ? load_8(p + 8, n - 8, fill) : _mm256_set1_ps(fill)};
   }
-  static void store_n(float* p, reg x, int64_t n) { _mm256_maskstore_ps(p, first(n), x); }
+  static void store_n(float* p, reg x, int64_t n) {
+    _mm256_maskstore_ps(p, first(n), x.lo);
+    if (n > 8) _mm256_maskstore_ps(p + 8, first(n - 8), x.hi);
+  }
   static float sum(reg x) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m256 h = _mm256_add_ps(x.lo, x.hi);
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
   }
   static float maximum(reg x) {
-    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m256 h = _mm256_max_ps(x.lo, x.hi);
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
   }
 
  private:
+  static __m256 power(__m256 n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+  }
+  template <int PARITY>
+  static __m256 widen(const uint16_t* p) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm256_castsi256_ps(
+        PARITY == 0 ? _mm256_slli_epi32(pairs, 16)
+                    : _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+  static __m256 from_int_8(const int32_t* sum, const int32_t* correction, int32_t zero) {
+    const __m256i s = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sum));
+    const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(correction));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(s, _mm256_mullo_epi32(c, _mm256_set1_epi32(zero))));
+  }
   static __m256i first(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static __m256 load_8(const float* p, int64_t n, float fill) {
+    const __m256i keep = first(n);
+    return _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, keep),
+                            _mm256_castsi256_ps(keep));
   }
 };
 

@@ -18,12 +18,31 @@ struct V {
   static reg copysign(reg magnitude, reg sign) {
     return _mm512_or_ps(magnitude, _mm512_and_ps(set1(-0.0f), sign));
   }
-  static reg sqrt(reg a) { return _mm512_sqrt_ps(a); }
   static reg round(reg x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
   // x * 2^n for integral n in [-126, 127].
   static reg scale_by_power(reg x, reg n) { return _mm512_scalef_ps(x, n); }
+  // The bfloat16 of even (PARITY 0) or odd position of sixteen neighbouring pairs.
+  template <int PARITY>
+  static reg load_bf16(const uint16_t* p) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    return _mm512_castsi512_ps(
+        PARITY == 0 ? _mm512_slli_epi32(pairs, 16)
+                    : _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+  // float(sum[i] - zero * correction[i])
+  static reg from_int(const int32_t* sum, const int32_t* correction, int32_t zero) {
+    const __m512i product =
+        _mm512_mullo_epi32(_mm512_loadu_si512(correction), _mm512_set1_epi32(zero));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sum), product));
+  }
+  static void store_int(int32_t* p, reg x) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(x)); }
+  // Integral x, clamped to [0, 255].
+  static void store_u8(uint8_t* p, reg x) {
+    const __m512i clamped = _mm512_max_epi32(_mm512_cvtps_epi32(x), _mm512_setzero_si512());
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(clamped));
+  }
   // The first n < kLanes elements, `fill` in the rest.
   static reg load_n(const float* p, int64_t n, float fill) {
     return _mm512_mask_loadu_ps(set1(fill), first(n), p);

@@ -23,10 +23,6 @@ struct V {
   static reg copysign(reg magnitude, reg sign) {
     return as_float(as_int(magnitude) | (as_int(sign) & static_cast<int32_t>(0x80000000)));
   }
-  static reg sqrt(reg a) {
-    for (int i = 0; i < kLanes; ++i) a[i] = __builtin_sqrtf(a[i]);
-    return a;
-  }
   // Round half to even, for |x| < 2^22.
   static reg round(reg x) {
     const reg magic = set1(12582912.0f);
@@ -35,6 +31,28 @@ struct V {
   // x * 2^n for integral n in [-126, 127].
   static reg scale_by_power(reg x, reg n) {
     return x * as_float((__builtin_convertvector(n, ireg) + 127) << 23);
+  }
+  // The bfloat16 of even (PARITY 0) or odd position of four neighbouring pairs.
+  template <int PARITY>
+  static reg load_bf16(const uint16_t* p) {
+    ireg pairs;
+    __builtin_memcpy(&pairs, p, sizeof(pairs));
+    return as_float(PARITY == 0 ? pairs << 16 : pairs & static_cast<int32_t>(0xffff0000));
+  }
+  // float(sum[i] - zero * correction[i])
+  static reg from_int(const int32_t* sum, const int32_t* correction, int32_t zero) {
+    ireg x;
+    for (int i = 0; i < kLanes; ++i) x[i] = sum[i] - zero * correction[i];
+    return __builtin_convertvector(x, reg);
+  }
+  static void store_int(int32_t* p, reg x) {
+    const ireg integers = __builtin_convertvector(x, ireg);
+    __builtin_memcpy(p, &integers, sizeof(integers));
+  }
+  // Integral x, clamped to [0, 255].
+  static void store_u8(uint8_t* p, reg x) {
+    const reg clamped = min(max(x, zero()), set1(255.0f));
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(clamped[i]);
   }
   // The first n < kLanes elements, `fill` in the rest.
   static reg load_n(const float* p, int64_t n, float fill) {

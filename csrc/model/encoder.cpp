@@ -25,8 +25,11 @@ bool reads_first_rows_only(const EncoderConfig& config, const RaggedBatch& batch
 
 }  // namespace
 
-Encoder::Encoder(EncoderConfig config, const Context& context, const TensorMap& tensors)
-    : config_(std::move(config)), weights_(context, config_, tensors) {}
+Encoder::Encoder(EncoderConfig config, const Context& context, const TensorMap& tensors,
+                 Precision precision, std::span<const std::byte> packed)
+    : config_(std::move(config)),
+      precision_(precision),
+      weights_(context, config_, tensors, precision, packed) {}
 
 void Encoder::check(const ForwardOptions& options) const {
   require(options.want != Want::kPooled || !config_.pooling.empty(),
@@ -40,9 +43,9 @@ void Encoder::check(const ForwardOptions& options) const {
           "a model that labels every token needs a policy that restores pruned tokens");
 }
 
-WorkspacePlan Encoder::workspace_plan(const RaggedBatch& batch,
-                                      const ForwardOptions& options) const {
-  WorkspacePlan plan{.tokens = batch.tokens(), .sequences = batch.sequences};
+WorkspacePlan Encoder::workspace_plan(const RaggedBatch& batch, const ForwardOptions& options,
+                                      int64_t threads) const {
+  WorkspacePlan plan{.tokens = batch.tokens(), .sequences = batch.sequences, .threads = threads};
   for (int64_t s = 0; s < batch.sequences; ++s) {
     plan.longest = std::max(plan.longest, batch.length(s));
   }
@@ -54,12 +57,12 @@ WorkspacePlan Encoder::workspace_plan(const RaggedBatch& batch,
   return plan;
 }
 
-void Encoder::reserve(Workspace& ws, const WorkspacePlan& plan, int64_t threads) const {
+void Encoder::reserve(Workspace& ws, const WorkspacePlan& plan) const {
   int64_t widest = config_.hidden * std::max<int64_t>(1, std::ssize(config_.pooling));
   for (const DenseWeights& d : weights_.dense) widest = std::max(widest, d.outputs);
   const int64_t logit_columns = std::max<int64_t>(1, weights_.head_out.outputs);
   widest = std::max(widest, weights_.head_dense.outputs);
-  ws.reserve(config_, widest, logit_columns, plan, threads);
+  ws.reserve(config_, precision_, widest, logit_columns, plan);
 }
 
 ForwardResult Encoder::forward(const Context& context, Workspace& ws, const RaggedBatch& batch,

@@ -41,15 +41,19 @@ struct ForwardResult {
 
 class Encoder {
  public:
-  Encoder(EncoderConfig config, const Context& context, const TensorMap& tensors);
+  // Arguments: EncoderWeights.
+  Encoder(EncoderConfig config, const Context& context, const TensorMap& tensors,
+          Precision precision, std::span<const std::byte> packed);
 
   const EncoderConfig& config() const { return config_; }
   const EncoderWeights& weights() const { return weights_; }
+  Precision precision() const { return precision_; }
 
   // Throws std::invalid_argument if the model cannot deliver what `options` want.
   void check(const ForwardOptions& options) const;
-  WorkspacePlan workspace_plan(const RaggedBatch& batch, const ForwardOptions& options) const;
-  void reserve(Workspace& ws, const WorkspacePlan& plan, int64_t threads) const;
+  WorkspacePlan workspace_plan(const RaggedBatch& batch, const ForwardOptions& options,
+                               int64_t threads) const;
+  void reserve(Workspace& ws, const WorkspacePlan& plan) const;
 
   // Runs a validated batch in a workspace that was reserved for it. Allocates nothing unless a
   // trace is wanted.
@@ -83,6 +87,7 @@ class Encoder {
   void classify(Pass& pass, const FinalRows& rows, ForwardResult& result) const;
 
   EncoderConfig config_;
+  Precision precision_;
   EncoderWeights weights_;
 };
 

@@ -57,7 +57,8 @@ void Encoder::layer(Pass& pass, int64_t index) const {
           .ld_src = ws.ld_hidden,
           .dst = ws.qkv.data(),
           .ld_dst = ws.ld_qkv,
-          .rows = rows_in});
+          .rows = rows_in,
+          .operands = ws.operands.data()});
   pass.macs += 3 * d * d * rows_in;
 
   AttentionArgs args = attention_args(config_, weights_, ws);
@@ -174,7 +175,8 @@ void Encoder::layer_first_rows(Pass& pass, int64_t index) const {
           .ld_dst = ws.ld_qkv,
           .rows = pruner.rows(),
           .panel_begin = q_panels,
-          .panel_end = 3 * q_panels});
+          .panel_end = 3 * q_panels,
+          .operands = ws.operands.data()});
   for (int64_t s = 0; s < sequences; ++s) {
     ws.rows[s] = static_cast<int32_t>(pruner.row_begin(s));
   }
@@ -186,7 +188,8 @@ void Encoder::layer_first_rows(Pass& pass, int64_t index) const {
           .ld_dst = ws.ld_hidden,
           .rows = sequences,
           .panel_begin = 0,
-          .panel_end = q_panels});
+          .panel_end = q_panels,
+          .operands = ws.operands.data()});
   for (int64_t s = 0; s < sequences; ++s) {
     std::copy_n(ws.context.data() + s * ws.ld_hidden, d,
                 ws.qkv.data() + pruner.row_begin(s) * ws.ld_qkv);
@@ -209,7 +212,8 @@ void Encoder::project_attention(Pass& pass, const LayerWeights& weights,
           .ld_dst = ws.ld_hidden,
           .rows = rows,
           .epilogue = Epilogue::kBiasResidual,
-          .residual = {ws.x, ws.ld_hidden, residual_rows}});
+          .residual = {ws.x, ws.ld_hidden, residual_rows},
+          .operands = ws.operands.data()});
   pass.macs += config_.hidden * config_.hidden * rows;
   norm(pass, weights.attention_norm, ws.y, nullptr, ws.y, rows);
 }
@@ -235,7 +239,8 @@ void Encoder::feed_forward(Pass& pass, const LayerWeights& weights, int64_t rows
           .dst = ws.ffn.data(),
           .ld_dst = ws.ld_ffn,
           .rows = rows,
-          .epilogue = weights_.ffn_activation});
+          .epilogue = weights_.ffn_activation,
+          .operands = ws.operands.data()});
   linear(pass.context, weights.ffn_out,
          {.src = ws.ffn.data(),
           .ld_src = ws.ld_ffn,
@@ -243,7 +248,8 @@ void Encoder::feed_forward(Pass& pass, const LayerWeights& weights, int64_t rows
           .ld_dst = ws.ld_hidden,
           .rows = rows,
           .epilogue = Epilogue::kBiasResidual,
-          .residual = {ws.y, ws.ld_hidden, nullptr}});
+          .residual = {ws.y, ws.ld_hidden, nullptr},
+          .operands = ws.operands.data()});
   std::swap(ws.x, ws.y);
   pass.macs += 2 * config_.hidden * config_.intermediate * rows;
 }

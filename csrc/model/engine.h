@@ -1,5 +1,9 @@
-// An encoder with its threads: splits a call into micro-batches, lends a workspace to each call and
+// An encoder with its threads: splits a call into micro-batches, lends a workspace to each and
 // collects the results. Several threads may call one engine at once.
+//
+// A small call runs with all threads on one micro-batch (latency). In a large call each thread
+// takes micro-batches of its own and never waits for another (throughput). Results are the same
+// bits.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +31,17 @@ struct EngineOutput {
   Trace trace;
 };
 
+// What runs for a request on a level. "auto" never gives up quality: bf16x3 where there are matrix
+// tiles, else fp32. bf16x3 without tiles is fp32, which is as exact and faster there.
+// Throws std::invalid_argument for an unknown name.
+Precision resolve_precision(std::string_view request, IsaLevel level);
+
 class Engine {
  public:
-  // threads < 1 means the default count; isa "" means TOKPRUNE_ISA or the best level.
-  Engine(EncoderConfig config, const TensorMap& tensors, int threads, std::string_view isa);
+  // threads < 1 means the default count; isa "" means TOKPRUNE_ISA or the best level; precision is
+  // "fp32", "bf16", "int8", "bf16x3" or "auto". `packed`: EncoderWeights.
+  Engine(EncoderConfig config, const TensorMap& tensors, int threads, std::string_view isa,
+         std::string_view precision, std::span<const std::byte> packed);
   ~Engine();
 
   // Throws std::invalid_argument for a batch or options that do not fit the model.
@@ -43,11 +54,12 @@ class Engine {
  private:
   struct IdleWorkspaces;
 
-  void collect(const Workspace& ws, const RaggedBatch& part, int64_t first, int64_t sequences,
-               const ForwardResult& result, EngineOutput& output) const;
+  EngineOutput run_part(const Context& context, const RaggedBatch& part,
+                        const ForwardOptions& options, bool trace);
 
   IsaLevel isa_;
   ThreadPool pool_;
+  ThreadPool serial_;  // of one thread: a worker that runs a micro-batch of its own
   Context context_;
   Encoder encoder_;
   ForkLocal<IdleWorkspaces> idle_;

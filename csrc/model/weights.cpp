@@ -1,6 +1,6 @@
 #include "model/weights.h"
 
-#include <cstring>
+#include <algorithm>
 
 #include "base/check.h"
 #include "base/math.h"
@@ -21,7 +21,8 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 class Source {
  public:
-  Source(const Context& context, const TensorMap& tensors) : context_(context), tensors_(tensors) {}
+  Source(const Context& context, const TensorMap& tensors, Arena& arena)
+      : context_(context), tensors_(tensors), arena_(arena) {}
 
   const TensorView& get(const std::string& name, const std::vector<int64_t>& shape) const {
     const auto it = tensors_.find(name);
@@ -36,14 +37,17 @@ class Source {
     return it->second;
   }
 
-  bool has(const std::string& name) const { return tensors_.contains(name); }
-
-  AlignedArray<float> array(const std::string& name, const std::vector<int64_t>& shape) const {
+  std::span<float> array(const std::string& name, const std::vector<int64_t>& shape) const {
     const TensorView& tensor = get(name, shape);
     int64_t count = 1;
     for (int64_t extent : tensor.shape) count *= extent;
-    AlignedArray<float> copy(static_cast<std::size_t>(count));
-    if (count > 0) std::memcpy(copy.data(), tensor.data, copy.size() * sizeof(float));
+    const std::span<float> copy = arena_.take<float>(count);
+    if (arena_.fills()) {
+      context_.pool->run([&](int part) {
+        const Range range = split_range(count, context_.pool->size(), part);
+        std::copy(tensor.data + range.begin, tensor.data + range.end, copy.data() + range.begin);
+      });
+    }
     return copy;
   }
 
@@ -54,13 +58,13 @@ class Source {
   void linear(PackedLinear& layer, int64_t column, const std::string& name, int64_t outputs) const {
     const TensorView& weight = get(name + ".weight", {outputs, layer.inputs});
     const TensorView& bias = get(name + ".bias", {outputs});
-    layer.set(context_, column, outputs, weight.data, bias.data);
+    if (arena_.fills()) layer.set(context_, column, outputs, weight.data, bias.data);
   }
 
-  PackedLinear linear(const std::string& name, int64_t inputs, int64_t outputs) const {
-    // Before any memory is taken: the configuration may ask for any width.
+  PackedLinear linear(const std::string& name, Precision precision, int64_t inputs,
+                      int64_t outputs) const {
     get(name + ".weight", {outputs, inputs});
-    PackedLinear layer(inputs, outputs);
+    PackedLinear layer(arena_, precision, inputs, outputs);
     linear(layer, 0, name, outputs);
     return layer;
   }
@@ -70,7 +74,7 @@ class Source {
     const int64_t outputs = get(name + ".weight", {kAny, inputs}).shape[0];
     require(outputs > 0, "tensor '", name, ".weight' has no rows");
     DenseWeights dense;
-    dense.layer = linear(name, inputs, outputs);
+    dense.layer = linear(name, Precision::kFp32, inputs, outputs);
     dense.activation = kernels::bias_activation(activation);
     dense.outputs = outputs;
     return dense;
@@ -79,27 +83,26 @@ class Source {
  private:
   const Context& context_;
   const TensorMap& tensors_;
+  Arena& arena_;
 };
 
-LayerWeights load_layer(const Source& source, const EncoderConfig& config, int64_t index) {
+LayerWeights load_layer(const Source& source, const EncoderConfig& config, Precision precision,
+                        Arena& arena, int64_t index) {
   const int64_t d = config.hidden;
   const int64_t part = round_up(d, kernels::kPanel);
   const std::string prefix = "layers." + std::to_string(index) + ".";
+  source.get(prefix + "q.weight", {d, d});
   LayerWeights layer;
-  layer.qkv = PackedLinear(d, 3 * part);
+  layer.qkv = PackedLinear(arena, precision, d, 3 * part);
   source.linear(layer.qkv, 0, prefix + "q", d);
   source.linear(layer.qkv, part, prefix + "k", d);
   source.linear(layer.qkv, 2 * part, prefix + "v", d);
-  layer.output = source.linear(prefix + "o", d, d);
+  layer.output = source.linear(prefix + "o", precision, d, d);
   layer.attention_norm = source.norm(prefix + "attention_norm", d);
-  layer.ffn_in = source.linear(prefix + "ffn_in", d, config.intermediate);
-  layer.ffn_out = source.linear(prefix + "ffn_out", config.intermediate, d);
+  layer.ffn_in = source.linear(prefix + "ffn_in", precision, d, config.intermediate);
+  layer.ffn_out = source.linear(prefix + "ffn_out", precision, config.intermediate, d);
   layer.ffn_norm = source.norm(prefix + "ffn_norm", d);
   return layer;
-}
-
-int64_t linear_bytes(const PackedLinear& layer) {
-  return static_cast<int64_t>((layer.weight.size() + layer.bias.size()) * sizeof(float));
 }
 
 }  // namespace
@@ -126,9 +129,30 @@ void validate(const EncoderConfig& config) {
 }
 
 EncoderWeights::EncoderWeights(const Context& context, const EncoderConfig& config,
-                               const TensorMap& tensors) {
+                               const TensorMap& tensors, Precision precision,
+                               std::span<const std::byte> packed) {
   validate(config);
-  const Source source(context, tensors);
+  // Shapes are checked before any memory is taken: the configuration may ask for any width.
+  Arena measured;
+  build(context, config, tensors, precision, measured);
+  memory_ = packed;
+  if (packed.empty()) {
+    pages_ = ZeroPages(measured.used());
+    memory_ = {pages_.data(), pages_.size()};
+  }
+  require(memory_.size() == measured.used(), "packed weights have ", memory_.size(),
+          " bytes; expected ", measured.used());
+  // Read-only when it was given: an arena that is ready is never written.
+  auto* writable = const_cast<std::byte*>(memory_.data());
+  Arena arena({writable, memory_.size()}, packed.empty() ? Arena::Use::kFill : Arena::Use::kReady);
+  build(context, config, tensors, precision, arena);
+}
+
+void EncoderWeights::build(const Context& context, const EncoderConfig& config,
+                           const TensorMap& tensors, Precision precision, Arena& arena) {
+  layers.clear();
+  dense.clear();
+  const Source source(context, tensors, arena);
   const int64_t e = config.embedding_size;
   word = source.array("embeddings.word", {config.vocab_size, e});
   const int64_t position_rows = source.get("embeddings.position", {kAny, e}).shape[0];
@@ -145,13 +169,15 @@ EncoderWeights::EncoderWeights(const Context& context, const EncoderConfig& conf
   }
   embedding_norm = source.norm("embeddings.norm", e);
   if (e != config.hidden) {
-    embedding_projection = source.linear("embeddings.project", e, config.hidden);
+    embedding_projection = source.linear("embeddings.project", Precision::kFp32, e, config.hidden);
   }
   if (config.relative_attention) {
     relative_bias = source.array("relative_bias", {config.heads, 2 * config.max_positions - 1});
   }
   ffn_activation = kernels::bias_activation(config.activation);
-  for (int64_t i = 0; i < config.layers; ++i) layers.push_back(load_layer(source, config, i));
+  for (int64_t i = 0; i < config.layers; ++i) {
+    layers.push_back(load_layer(source, config, precision, arena, i));
+  }
 
   int64_t width = config.hidden * static_cast<int64_t>(config.pooling.size());
   for (std::size_t j = 0; j < config.dense_activations.size(); ++j) {
@@ -166,19 +192,6 @@ EncoderWeights::EncoderWeights(const Context& context, const EncoderConfig& conf
     }
     head_out = source.dense("head.out", width, "identity");
   }
-}
-
-int64_t EncoderWeights::bytes() const {
-  int64_t total = static_cast<int64_t>(
-      (word.size() + position.size() + token_type.size() + relative_bias.size()) * sizeof(float));
-  total += linear_bytes(embedding_projection) + linear_bytes(head_dense.layer) +
-           linear_bytes(head_out.layer);
-  for (const DenseWeights& d : dense) total += linear_bytes(d.layer);
-  for (const LayerWeights& layer : layers) {
-    total += linear_bytes(layer.qkv) + linear_bytes(layer.output) + linear_bytes(layer.ffn_in) +
-             linear_bytes(layer.ffn_out);
-  }
-  return total;
 }
 
 }  // namespace tokprune

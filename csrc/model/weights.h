@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "base/aligned.h"
+#include "base/arena.h"
 #include "model/config.h"
 #include "ops/context.h"
 #include "ops/linear.h"
@@ -14,14 +14,14 @@ namespace tokprune {
 
 // A float32, C-contiguous tensor owned by the caller for the duration of packing.
 struct TensorView {
-  const float* data = nullptr;
+  const float* data = nullptr;  // null: only the shape is known, the values are packed already
   std::vector<int64_t> shape;
 };
 using TensorMap = std::map<std::string, TensorView, std::less<>>;
 
 struct NormWeights {
-  AlignedArray<float> gamma;
-  AlignedArray<float> beta;
+  std::span<float> gamma;
+  std::span<float> beta;
 };
 
 struct LayerWeights {
@@ -40,23 +40,35 @@ struct DenseWeights {
 };
 
 struct EncoderWeights {
-  AlignedArray<float> word;        // [vocab_size, embedding_size]
-  AlignedArray<float> position;    // [rows, embedding_size]
-  AlignedArray<float> token_type;  // [type_vocab_size, embedding_size], or empty
+  std::span<float> word;        // [vocab_size, embedding_size]
+  std::span<float> position;    // [rows, embedding_size]
+  std::span<float> token_type;  // [type_vocab_size, embedding_size], or empty
   NormWeights embedding_norm;
   PackedLinear embedding_projection;  // empty unless embedding_size != hidden
-  AlignedArray<float> relative_bias;  // [heads, 2 * max_positions - 1], or empty
+  std::span<float> relative_bias;     // [heads, 2 * max_positions - 1], or empty
   kernels::Epilogue ffn_activation = kernels::Epilogue::kBias;
   std::vector<LayerWeights> layers;
   std::vector<DenseWeights> dense;  // after pooling
   DenseWeights head_dense;          // outputs == 0 if absent
   DenseWeights head_out;            // outputs == 0 if there is no head
 
+  // Packs `tensors`, the layers' products in `precision`, into memory of its own; or, if `packed`
+  // is given, uses an earlier object's memory(), made from tensors of the same shapes with the same
+  // config and precision, in place: the caller keeps it alive.
   // Throws std::invalid_argument naming a tensor that is missing or misshapen, with the shape found
   // and the shape expected.
-  EncoderWeights(const Context& context, const EncoderConfig& config, const TensorMap& tensors);
+  EncoderWeights(const Context& context, const EncoderConfig& config, const TensorMap& tensors,
+                 Precision precision, std::span<const std::byte> packed = {});
 
-  int64_t bytes() const;
+  // All of the above in one block.
+  std::span<const std::byte> memory() const { return memory_; }
+
+ private:
+  void build(const Context& context, const EncoderConfig& config, const TensorMap& tensors,
+             Precision precision, Arena& arena);
+
+  ZeroPages pages_;
+  std::span<const std::byte> memory_;
 };
 
 }  // namespace tokprune

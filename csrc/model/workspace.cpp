@@ -15,7 +15,8 @@ AlignedArray<float> floats(int64_t rows, int64_t columns) {
 bool holds(const WorkspacePlan& have, const WorkspacePlan& wanted) {
   return have.tokens >= wanted.tokens && have.sequences >= wanted.sequences &&
          have.longest >= wanted.longest && have.scores >= wanted.scores &&
-         have.mid_steps >= wanted.mid_steps && have.restores >= wanted.restores;
+         have.threads >= wanted.threads && have.mid_steps >= wanted.mid_steps &&
+         have.restores >= wanted.restores;
 }
 
 WorkspacePlan larger(const WorkspacePlan& a, const WorkspacePlan& b) {
@@ -23,6 +24,7 @@ WorkspacePlan larger(const WorkspacePlan& a, const WorkspacePlan& b) {
           .sequences = std::max(a.sequences, b.sequences),
           .longest = std::max(a.longest, b.longest),
           .scores = std::max(a.scores, b.scores),
+          .threads = std::max(a.threads, b.threads),
           .mid_steps = a.mid_steps || b.mid_steps,
           .restores = a.restores || b.restores};
 }
@@ -34,8 +36,8 @@ int64_t row_stride(int64_t columns) {
   return (lines | 1) * kernels::kPanel;
 }
 
-void Workspace::reserve(const EncoderConfig& config, int64_t widest_pooled, int64_t logit_columns,
-                        const WorkspacePlan& wanted, int64_t threads) {
+void Workspace::reserve(const EncoderConfig& config, Precision precision, int64_t widest_pooled,
+                        int64_t logit_columns, const WorkspacePlan& wanted) {
   if (holds(plan, wanted)) return;
   const WorkspacePlan grown = larger(plan, wanted);
   *this = Workspace();  // give the old memory back first
@@ -86,8 +88,11 @@ void Workspace::reserve(const EncoderConfig& config, int64_t widest_pooled, int6
   pool_begin = AlignedArray<int32_t>(static_cast<std::size_t>(plan.sequences + 1));
   logits = floats(config.head == HeadKind::kToken ? plan.tokens : plan.sequences, ld_logits);
   kept_counts = AlignedArray<int32_t>(static_cast<std::size_t>(config.layers * plan.sequences));
-  for (int64_t i = 0; i < threads; ++i) scratch.emplace_back(shape, plan.longest);
-  pruner = Pruner(config, plan.tokens, plan.sequences, plan.scores, threads);
+  for (int64_t i = 0; i < plan.threads; ++i) {
+    scratch.emplace_back(shape, plan.longest);
+    operands.emplace_back(precision, std::max(config.hidden, config.intermediate));
+  }
+  pruner = Pruner(config, plan.tokens, plan.sequences, plan.scores, plan.threads);
 }
 
 }  // namespace tokprune

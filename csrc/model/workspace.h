@@ -9,6 +9,7 @@
 #include "model/policy.h"
 #include "model/pruner.h"
 #include "ops/attention.h"
+#include "ops/linear.h"
 
 namespace tokprune {
 
@@ -21,6 +22,7 @@ struct WorkspacePlan {
   int64_t sequences = 0;
   int64_t longest = 0;  // longest sequence
   int64_t scores = 0;   // of the policy
+  int64_t threads = 1;
   bool mid_steps = false;
   bool restores = false;
 };
@@ -53,13 +55,14 @@ struct Workspace {
   AlignedArray<int32_t> pool_begin;         // [sequences + 1]
   AlignedArray<float> logits;               // [tokens or sequences, ld_logits]
   int64_t ld_logits = 0;
-  AlignedArray<int32_t> kept_counts;  // [layers][sequences]
-  std::vector<AttentionScratch> scratch;
+  AlignedArray<int32_t> kept_counts;      // [layers][sequences]
+  std::vector<AttentionScratch> scratch;  // [threads]
+  std::vector<OperandScratch> operands;   // [threads]
   Pruner pruner;
 
   // Grows to hold `wanted`; a no-op when it already does.
-  void reserve(const EncoderConfig& config, int64_t widest_pooled, int64_t logit_columns,
-               const WorkspacePlan& wanted, int64_t threads);
+  void reserve(const EncoderConfig& config, Precision precision, int64_t widest_pooled,
+               int64_t logit_columns, const WorkspacePlan& wanted);
 };
 
 // Largest total of stored probabilities (floats). Sequences beyond it take the fused form of

@@ -56,7 +56,7 @@ struct Head {
     gemm.m = queries;
     gemm.panels = ceil_div(rows.count, kPanel);
     gemm.k = dim();
-    gemm.epilogue = Epilogue::kNone;
+    gemm.epilogue.kind = Epilogue::kNone;
     kernels.gemm(gemm);
     float scale = args.shape.scale;
     if (args.bias.table) {
@@ -132,8 +132,8 @@ struct Head {
     gemm.m = queries;
     gemm.panels = padded / kPanel;
     gemm.k = rows.count;
-    gemm.epilogue = Epilogue::kRowScale;
-    gemm.row_scale = inv_sum;
+    gemm.epilogue.kind = Epilogue::kRowScale;
+    gemm.epilogue.row_scale = inv_sum;
     gemm.c = direct ? dst : scratch.output();
     gemm.ldc = direct ? args.ld_dst : padded;
     kernels.gemm(gemm);

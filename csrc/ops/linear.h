@@ -6,33 +6,34 @@
 #include "base/aligned.h"
 #include "kernels/abi.h"
 #include "ops/context.h"
+#include "ops/packed_linear.h"
 
 namespace tokprune {
-
-// y = x W^T + b with W packed into panels of 16 output columns, [outputs / 16][inputs][16].
-// Several weights of the same input width can share one PackedLinear, each starting at a panel.
-struct PackedLinear {
-  int64_t inputs = 0;
-  int64_t outputs = 0;  // a multiple of 16; columns without a weight compute 0
-  AlignedArray<float> weight;
-  AlignedArray<float> bias;  // [outputs]
-
-  PackedLinear() = default;
-  PackedLinear(int64_t columns_in, int64_t columns_out);
-
-  // Packs weight[rows, inputs] (Hugging Face layout, row-major) and bias[rows] (null = zero) from
-  // output column `column`, a multiple of 16.
-  void set(const Context& context, int64_t column, int64_t rows, const float* weight,
-           const float* bias);
-
-  int64_t panels() const { return outputs / kernels::kPanel; }
-  bool empty() const { return inputs == 0; }
-};
 
 struct Residual {
   const float* data = nullptr;
   int64_t ld = 0;
   const int32_t* rows = nullptr;  // row of `data` for every output row; null = the same row
+};
+
+// Where one thread keeps a block of activations in the operand type of a layer's product.
+class OperandScratch {
+ public:
+  OperandScratch() = default;
+  // For layers of up to max_inputs inputs.
+  OperandScratch(Precision precision, int64_t max_inputs);
+
+  // Rows of `layer`'s input that fit at once, a multiple of a tile's rows.
+  static int64_t rows_that_fit(const PackedLinear& layer);
+
+  std::byte* values() const { return values_.data(); }
+  float* scale() const { return scale_.data(); }
+  int32_t* zero() const { return zero_.data(); }
+
+ private:
+  AlignedArray<std::byte> values_;
+  AlignedArray<float> scale_;
+  AlignedArray<int32_t> zero_;
 };
 
 // dst[rows, 16 * panels] = epilogue(src[rows, inputs] W^T) for panels [panel_begin, panel_end) of
@@ -47,6 +48,7 @@ struct LinearArgs {
   Residual residual = {};
   int64_t panel_begin = 0;
   int64_t panel_end = -1;
+  const OperandScratch* operands = nullptr;  // [threads]; unused by float32 layers
 };
 void linear(const Context& context, const PackedLinear& layer, const LinearArgs& args);
 

@@ -1,6 +1,6 @@
 """Types of the compiled extension."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -18,6 +18,7 @@ class ForwardResult(TypedDict):
     trace_scores: list[list[NDArray[np.float32]] | None] | None
 
 def isa_levels() -> list[str]: ...
+def resolve_precision(precision: str, isa: str = "") -> str: ...
 def default_threads() -> int: ...
 def activations() -> dict[str, list[str]]: ...
 
@@ -28,9 +29,11 @@ class Encoder:
     def __init__(
         self,
         config: dict[str, int | float | bool | str | Sequence[str]],
-        tensors: dict[str, NDArray[np.float32]],
+        tensors: Mapping[str, NDArray[np.float32]] | Mapping[str, Sequence[int]],
         threads: int = 0,
         isa: str = "",
+        precision: str = "auto",
+        packed: NDArray[np.uint8] | None = None,
     ) -> None: ...
     @property
     def isa(self) -> str: ...
@@ -38,6 +41,10 @@ class Encoder:
     def threads(self) -> int: ...
     @property
     def weight_bytes(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def packed(self) -> NDArray[np.uint8]: ...
     def forward(
         self,
         input_ids: NDArray[np.int32],

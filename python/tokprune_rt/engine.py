@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokprune_rt import _core
-from tokprune_rt.loader import LoadedModel
+from tokprune_rt.loader import LoadedModel, PackedWeights
 from tokprune_rt.policy import OFF, Policy, compile_plan
 
 if TYPE_CHECKING:
@@ -26,15 +26,24 @@ class Engine:
     """The packed encoder of one model with its policy's plans. Any thread may call it."""
 
     def __init__(
-        self, loaded: LoadedModel, policy: Policy | None, threads: int | None, isa: str | None
+        self,
+        loaded: LoadedModel,
+        policy: Policy | None,
+        threads: int | None,
+        isa: str | None,
+        precision: str,
     ) -> None:
-        config, setup = loaded.config, loaded.setup
-        dense_activations = [layer.activation for layer in setup.dense]
-        self.core_config = config.core_config(setup.pooling, dense_activations)
+        packed = loaded.weights if isinstance(loaded.weights, PackedWeights) else None
+        self.core_config = loaded.core_config
         self.encoder = _core.Encoder(
-            self.core_config, loaded.tensors, threads=threads or 0, isa=isa or ""
+            self.core_config,
+            loaded.weights if packed is None else packed.shapes,
+            threads=threads or 0,
+            isa=isa or "",
+            precision=precision,
+            packed=None if packed is None else packed.data,
         )
-        self._typed = config.type_vocab_size > 1
+        self._typed = loaded.config.type_vocab_size > 1
         self._policy = policy
         self._plans: dict[str | None, _core.Plan | None] = {OFF: None}
 

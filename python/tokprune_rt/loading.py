@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tokprune_rt.loader import EncoderConfig, SentenceSetup, load_model, resolve
+from tokprune_rt import _core
+from tokprune_rt.loader import (
+    EncoderConfig,
+    PackedWeights,
+    SentenceSetup,
+    load_model,
+    packed_file,
+    resolve,
+)
 from tokprune_rt.model import Model
 from tokprune_rt.policy import (
     ModelInfo,
@@ -16,7 +24,7 @@ from tokprune_rt.policy import (
     load_policy,
 )
 
-PRECISIONS = ("auto", "fp32")
+PRECISIONS = ("auto", "fp32", "bf16", "int8", "bf16x3")
 
 
 def load(
@@ -25,6 +33,7 @@ def load(
     precision: str = "auto",
     threads: int | None = None,
     isa: str | None = None,
+    packed_cache: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a model for CPU inference.
 
@@ -33,10 +42,17 @@ def load(
             hub id.
         policy: ``"auto"`` uses the folder's token_policy.json if there is one, ``"off"`` runs
             dense; else the path of a policy, its content as a dict, or a `Policy`.
-        precision: ``"auto"`` or ``"fp32"``.
+        precision: arithmetic of the encoder layers' products. ``"fp32"``; ``"bf16x3"``, float32 split
+            into bfloat16 terms, as exact and several times faster on CPUs with AMX, and float32
+            elsewhere; ``"bf16"``; ``"int8"`` (dynamic uint8 rows, int8 weights per output channel,
+            exact sums). ``"auto"`` never gives up quality: it is ``"bf16x3"`` with AMX and
+            ``"fp32"`` without.
         threads: worker threads; default: what the CPU, the affinity mask and the cgroup allow.
         isa: instruction set to use, for example ``"avx2"``; default: ``TOKPRUNE_ISA`` or the best
             one.
+        packed_cache: a folder for packed weights. The first load of a model at a precision writes a
+            file there; later ones, also in other processes, map it and share its memory. Files of
+            weights that have changed since are not used again and can be deleted.
 
     Raises:
         FileNotFoundError: nothing answers to ``name``.
@@ -53,9 +69,18 @@ def load(
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
     folder = resolve(name)
-    loaded = load_model(folder)
+    cache = packed = None
+    if packed_cache is not None:
+        effective = _core.resolve_precision(precision, isa or "")
+        cache = packed_file(Path(packed_cache), folder, effective)
+        packed = cache.read()
+    loaded = load_model(folder, packed)
     chosen = choose_policy(policy, folder, loaded.config, loaded.setup)
-    return Model(loaded, os.fspath(name), policy=chosen, threads=threads, isa=isa)
+    model = Model(loaded, os.fspath(name), policy=chosen, threads=threads, isa=isa, precision=precision)
+    if cache is not None and packed is None:
+        shapes = {name: tensor.shape for name, tensor in loaded.weights.items()}
+        cache.write(PackedWeights(shapes, model.engine.encoder.packed))
+    return model
 
 
 def choose_policy(

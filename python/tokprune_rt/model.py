@@ -36,6 +36,7 @@ class Model:
         policy: Policy | None = None,
         threads: int | None = None,
         isa: str | None = None,
+        precision: str = "auto",
     ) -> None:
         config, setup = loaded.config, loaded.setup
         self.name = name
@@ -50,7 +51,7 @@ class Model:
             max_length=setup.max_seq_length,
             do_lower_case=setup.do_lower_case,
         )
-        self.engine = Engine(loaded, self.policy, threads, isa)
+        self.engine = Engine(loaded, self.policy, threads, isa, precision)
 
     def __repr__(self) -> str:
         config = self.config
@@ -58,6 +59,7 @@ class Model:
             repr(self.name),
             f"{config.architecture}, {config.layers} layers x {config.hidden}",
             f"policy={self._policy_label()}",
+            f"precision={self.precision}",
             f"isa={self.isa}",
             f"threads={self.threads}",
         ]
@@ -78,6 +80,11 @@ class Model:
     def isa(self) -> str:
         """The instruction set in use."""
         return self.engine.encoder.isa
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic in use: what ``"auto"`` chose, or what a request fell back to."""
+        return self.engine.encoder.precision
 
     @property
     def threads(self) -> int:

@@ -90,11 +90,11 @@ int64_t allocations_of(const Body& body) {
   return g_allocations;
 }
 
-void check_level(IsaLevel level, int threads) {
+void check_level(IsaLevel level, int threads, const NamedPrecision& arithmetic) {
   const std::unique_ptr<RandomModel> model = random_model();
   ThreadPool pool(threads);
   const Context context{&kernels::table_for(level), &pool};
-  const Encoder encoder(model->config, context, model->tensors);
+  const Encoder encoder(model->config, context, model->tensors, arithmetic.precision, {});
   const RandomBatch data(model->config, {80, 1, 33, 17, 64, 2, 48}, 7);
   const RaggedBatch batch = data.view();
   for (const NamedPlan& named : pruning_plans(model->config)) {
@@ -104,19 +104,19 @@ void check_level(IsaLevel level, int threads) {
       options.want = want;
       Workspace workspace;
       const int64_t reserved = allocations_of(
-          [&] { encoder.reserve(workspace, encoder.workspace_plan(batch, options), pool.size()); });
+          [&] { encoder.reserve(workspace, encoder.workspace_plan(batch, options, pool.size())); });
       CHECK(reserved > 0);
       for (int call = 0; call < 2; ++call) {
         const int64_t count =
             allocations_of([&] { encoder.forward(context, workspace, batch, options); });
         if (count == 0) continue;
-        std::fprintf(stderr, "%s, %s, %d threads, call %d: %lld allocations\n",
-                     std::string(isa_name(level)).c_str(), named.name.c_str(), threads, call,
-                     static_cast<long long>(count));
+        std::fprintf(stderr, "%s, %s, %s, %d threads, call %d: %lld allocations\n",
+                     std::string(isa_name(level)).c_str(), arithmetic.name, named.name.c_str(),
+                     threads, call, static_cast<long long>(count));
         CHECK(count == 0);
       }
       const int64_t again = allocations_of(
-          [&] { encoder.reserve(workspace, encoder.workspace_plan(batch, options), pool.size()); });
+          [&] { encoder.reserve(workspace, encoder.workspace_plan(batch, options, pool.size())); });
       CHECK(again == 0);
     }
   }
@@ -127,12 +127,15 @@ void check_level(IsaLevel level, int threads) {
 
 int main() {
   using tokprune::testing::allocations_of;
+  using tokprune::testing::precisions_of;
   watch_allocator();
   CHECK(allocations_of([] { ::operator delete(::operator new(64)); }) == 1);
   CHECK(allocations_of([] { std::thread([] { ::operator delete(::operator new(64)); }).join(); }) >
         1);
   for (tokprune::IsaLevel level : tokprune::supported_isa_levels()) {
-    for (int threads : {1, 3}) tokprune::testing::check_level(level, threads);
+    for (const auto& arithmetic : precisions_of(tokprune::kernels::table_for(level))) {
+      for (int threads : {1, 3}) tokprune::testing::check_level(level, threads, arithmetic);
+    }
   }
   std::puts("no allocation in forward");
   return 0;

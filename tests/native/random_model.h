@@ -7,10 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "kernels/abi.h"
 #include "model/batch.h"
 #include "model/config.h"
 #include "model/policy.h"
 #include "model/weights.h"
+#include "ops/packed_linear.h"
 
 namespace tokprune::testing {
 
@@ -118,6 +120,19 @@ struct RandomBatch {
     return batch;
   }
 };
+
+struct NamedPrecision {
+  const char* name;  // for Engine
+  Precision precision;
+};
+
+// The precisions in which `kernels` can multiply.
+inline std::vector<NamedPrecision> precisions_of(const kernels::KernelTable& kernels) {
+  std::vector<NamedPrecision> list = {
+      {"fp32", Precision::kFp32}, {"bf16", Precision::kBf16}, {"int8", Precision::kInt8}};
+  if (kernels.gemm_bf16) list.push_back({"bf16x3", Precision::kBf16x3});
+  return list;
+}
 
 struct NamedPlan {
   std::string name;

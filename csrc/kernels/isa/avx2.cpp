@@ -8,6 +8,7 @@ namespace {
 constexpr int kGemmRows = 6;
 constexpr int kGemmPanels = 1;
 
+#include "kernels/dot_avx2.inl"
 #include "kernels/vec_avx2.inl"
 
 #include "kernels/isa/table.inl"
@@ -15,8 +16,8 @@ constexpr int kGemmPanels = 1;
 }  // namespace
 
 const KernelTable kAvx2Table = {
-    kGemmRows,
-#define TOKPRUNE_KERNEL(name, Args) name,
+    .gemm_rows = kGemmRows,
+#define TOKPRUNE_KERNEL(name, Args) .name = name,
 #include "kernels/manifest.inc"
 };
 

@@ -8,6 +8,7 @@ namespace {
 constexpr int kGemmRows = 12;
 constexpr int kGemmPanels = 2;
 
+#include "kernels/dot_avx512.inl"
 #include "kernels/vec_avx512.inl"
 
 #include "kernels/isa/table.inl"
@@ -15,8 +16,8 @@ constexpr int kGemmPanels = 2;
 }  // namespace
 
 const KernelTable kAvx512Table = {
-    kGemmRows,
-#define TOKPRUNE_KERNEL(name, Args) name,
+    .gemm_rows = kGemmRows,
+#define TOKPRUNE_KERNEL(name, Args) .name = name,
 #include "kernels/manifest.inc"
 };
 

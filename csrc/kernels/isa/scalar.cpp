@@ -6,6 +6,7 @@ namespace {
 constexpr int kGemmRows = 2;
 constexpr int kGemmPanels = 1;
 
+#include "kernels/dot_scalar.inl"
 #include "kernels/vec_scalar.inl"
 
 #include "kernels/isa/table.inl"
@@ -13,8 +14,8 @@ constexpr int kGemmPanels = 1;
 }  // namespace
 
 const KernelTable kScalarTable = {
-    kGemmRows,
-#define TOKPRUNE_KERNEL(name, Args) name,
+    .gemm_rows = kGemmRows,
+#define TOKPRUNE_KERNEL(name, Args) .name = name,
 #include "kernels/manifest.inc"
 };
 

@@ -1,6 +1,7 @@
-// The body of one level's translation unit: every kernel, then the table that points at them.
-#include "kernels/activations.inl"
+// The body of a whole level's translation unit: every kernel that needs no matrix tiles.
 #include "kernels/attention.inl"
 #include "kernels/gemm.inl"
+#include "kernels/gemm_int8.inl"
 #include "kernels/pack.inl"
+#include "kernels/quantize.inl"
 #include "kernels/rows.inl"

@@ -22,6 +22,7 @@ from tokprune_rt.cli.explain.terminal import has_colours, key_line, running_text
 from tokprune_rt.cli.options import (
     IsaOption,
     PolicyOption,
+    PrecisionOption,
     PresetOption,
     SetOption,
     ThreadsOption,
@@ -72,6 +73,7 @@ def demo(
     ] = 9,
     threads: ThreadsOption = None,
     isa: IsaOption = None,
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Compare dense and pruned embeddings of real texts on real weights.
 
@@ -84,7 +86,7 @@ def demo(
       tokprune demo --preset top-p --set p=0.9 --threads 1
     """
     try:
-        dense = load_model(_MODEL, policy="off", threads=threads, isa=isa)
+        dense = load_model(_MODEL, policy="off", threads=threads, isa=isa, precision=precision)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the weights of {_MODEL} are missing; install them with "
@@ -94,10 +96,10 @@ def demo(
         import tokprune_rt
 
         document = build_preset(_PRESET, dense.config.layers, dict(_SETTINGS))
-        pruned = tokprune_rt.load(_MODEL, policy=document, threads=threads, isa=isa)
+        pruned = tokprune_rt.load(_MODEL, policy=document, threads=threads, isa=isa, precision=precision)
     else:
         pruned = load_model(
-            _MODEL, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa
+            _MODEL, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa, precision=precision
         )
         if pruned.policy is None:
             note_line("this policy prunes nothing; both columns are dense")
@@ -133,7 +135,7 @@ def _report(console: Console, model: Model, found: Comparison) -> None:
     console.print(
         Text.assemble(
             (_MODEL, "bold"),
-            f", {model.config.layers} layers x {model.config.hidden}, fp32, {model.isa}, "
+            f", {model.config.layers} layers x {model.config.hidden}, {model.precision}, {model.isa}, "
             f"{model.threads} thread{'s' if model.threads != 1 else ''}",
         )
     )

@@ -13,8 +13,6 @@ import typer
 from tokprune_rt.cli.console import err, progress_bar
 from tokprune_rt.cli.files import (
     Record,
-    atomic_file,
-    check_target,
     json_line,
     output_file,
     read_records,
@@ -24,6 +22,7 @@ from tokprune_rt.cli.options import (
     IsaOption,
     ModelArgument,
     PolicyOption,
+    PrecisionOption,
     PresetOption,
     ProfileOption,
     SetOption,
@@ -32,6 +31,7 @@ from tokprune_rt.cli.options import (
     load_model,
     policy_label,
 )
+from tokprune_rt.files import atomic_file, check_target
 
 if TYPE_CHECKING:
     from tokprune_rt.outputs import FloatArray
@@ -94,6 +94,7 @@ def encode(
     batch_size: BatchSizeOption = 32,
     threads: ThreadsOption = None,
     isa: IsaOption = None,
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Turn texts into embeddings.
 
@@ -115,7 +116,7 @@ def encode(
         check_target(Path(output))
     records = read_records(source, kind, field)
     loaded = load_model(
-        model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa
+        model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa, precision=precision
     )
     # Before any file is made, what is wrong with the options shows here.
     loaded.encode(

@@ -6,13 +6,13 @@ import contextlib
 import csv
 import io
 import json
-import os
-import secrets
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from tokprune_rt.files import atomic_file
 
 FORMATS = ("text", "jsonl", "csv", "tsv")
 _SUFFIXES = {
@@ -119,38 +119,6 @@ def _table(source: Source, kind: str) -> Iterator[tuple[int, Record]]:
             yield reader.line_num, row
     except csv.Error as error:
         raise ValueError(f"{source.label}, line {reader.line_num}: {error}") from error
-
-
-def check_target(path: Path) -> None:
-    """Raises OSError when no file can have this name."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent}")
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name when the block has succeeded; a failure leaves no trace.
-
-    A link keeps pointing where it did, and devices and pipes are written to, not replaced.
-    """
-    check_target(path)
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        with open(path, "wb") as file:
-            yield file
-        return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from tokprune_rt.cli.console import note_line, out, printable, trimmed
 from tokprune_rt.cli.options import (
     IsaOption,
     PolicyOption,
+    PrecisionOption,
     PresetOption,
     ProfileOption,
     SetOption,
@@ -46,6 +47,7 @@ def info(
     profile: ProfileOption = None,
     threads: ThreadsOption = None,
     isa: IsaOption = None,
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Show what this machine offers, or what a model is and what its policy does.
 
@@ -63,7 +65,7 @@ def info(
             note_line(f"{_ISA_VARIABLE} is {forced!r}, which this machine does not have")
     else:
         loaded = load_model(
-            model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa
+            model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa, precision=precision
         )
         facts = model_facts(loaded, profile)
     if as_json:

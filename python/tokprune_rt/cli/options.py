@@ -87,6 +87,15 @@ IsaOption = Annotated[
         show_default=False,
     ),
 ]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="auto|fp32|bf16|int8|bf16x3",
+        help="Arithmetic of the encoder layers; auto never gives up quality.",
+        rich_help_panel=_RUNTIME,
+    ),
+]
 BatchSizeOption = Annotated[
     int,
     typer.Option(
@@ -110,12 +119,13 @@ def load_model(
     settings: Sequence[str] | None = None,
     threads: int | None = None,
     isa: str | None = None,
+    precision: str = "auto",
 ) -> Model:
     """The model under the policy that the options stand for."""
     import tokprune_rt
 
     source = policy_source(name, policy, preset, settings)
-    return tokprune_rt.load(name, policy=source, threads=threads, isa=isa)
+    return tokprune_rt.load(name, policy=source, precision=precision, threads=threads, isa=isa)
 
 
 def policy_source(

@@ -13,6 +13,7 @@ from tokprune_rt.cli.options import (
     IsaOption,
     ModelArgument,
     PolicyOption,
+    PrecisionOption,
     PresetOption,
     ProfileOption,
     SetOption,
@@ -92,6 +93,7 @@ def predict(
     batch_size: BatchSizeOption = 32,
     threads: ThreadsOption = None,
     isa: IsaOption = None,
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Classify texts or pairs, tag their tokens or answer questions.
 
@@ -110,7 +112,7 @@ def predict(
         raise ValueError("--raw-scores gives the logits of all labels; drop --top-k")
     records = _records(texts or [], pair or [], source, kind, field)
     loaded = load_model(
-        model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa
+        model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa, precision=precision
     )
     options: dict[str, Any] = {
         "profile": profile,

@@ -19,6 +19,8 @@ from tokprune_rt.loader.families import (
 )
 
 
+CoreConfig = dict[str, int | float | bool | str | Sequence[str]]
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """What config.json says about the encoder and its head."""
@@ -51,7 +53,7 @@ class EncoderConfig:
 
     def core_config(
         self, pooling: Sequence[str], dense_activations: Sequence[str]
-    ) -> dict[str, int | float | bool | str | Sequence[str]]:
+    ) -> CoreConfig:
         """The dictionary that the extension's Encoder takes."""
         head = self.family.head(self.task)
         return {

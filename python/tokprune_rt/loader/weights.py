@@ -35,6 +35,7 @@ class WeightFiles:
         self._handles: dict[Path, Any] = {}
         self._where: dict[str, Path] = {}
         self._data_start: dict[Path, dict[str, int]] = {}
+        self._maps: dict[Path, NDArray[np.uint8]] = {}
         self.source = folder / WEIGHTS
         if self.source.is_file():
             self._where = dict.fromkeys(self._open(self.source).keys(), self.source)
@@ -78,6 +79,10 @@ class WeightFiles:
                     f"{shard}: tensor {name} is missing although {self.source.name} places it here"
                 )
 
+    def files(self) -> list[Path]:
+        """The files that hold the tensors, and the index if there is one."""
+        return sorted({self.source, *self._where.values()})
+
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
@@ -109,16 +114,32 @@ class WeightFiles:
             raise ModelFormatError(
                 f"{path}: tensor {stored} has type {dtype}, expected one of {', '.join(_FLOATS)}"
             )
-        if dtype == "BF16":
+        if dtype == "F32":
+            tensor = self._map_float32(path, stored, shape)
+        elif dtype == "BF16":
             tensor = self._read_bfloat16(path, stored, shape)
         else:
             tensor = np.ascontiguousarray(handle.get_tensor(stored), dtype=np.float32)
         _check_finite(path, stored, tensor)
         return tensor
 
+    def _map_float32(self, path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        # The library would copy. A tensor may start anywhere, and only an unaligned one is copied.
+        whole = self._maps.get(path)
+        if whole is None:
+            whole = self._maps[path] = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        start = self._start(path, name)
+        raw = whole[start : start + 4 * int(np.prod(shape, dtype=np.int64))]
+        return np.require(raw.view("<f4").reshape(shape), np.float32, ["C", "A"])
+
     def _read_bfloat16(self, path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        # numpy has no bfloat16, so the raw bits are widened here; the library has checked the
-        # offsets.
+        # numpy has no bfloat16, so the raw bits are widened here.
+        count = int(np.prod(shape, dtype=np.int64))
+        raw = np.fromfile(path, dtype="<u2", count=count, offset=self._start(path, name))
+        return (raw.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+
+    def _start(self, path: Path, name: str) -> int:
+        """Where a tensor's bytes begin in its file; the library has checked the offsets."""
         starts = self._data_start.get(path)
         if starts is None:
             with path.open("rb") as file:
@@ -130,9 +151,7 @@ class WeightFiles:
                 if key != "__metadata__"
             }
             self._data_start[path] = starts
-        count = int(np.prod(shape, dtype=np.int64))
-        raw = np.fromfile(path, dtype="<u2", count=count, offset=starts[name])
-        return (raw.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        return starts[name]
 
 
 def _check_finite(path: Path, name: str, tensor: NDArray[np.float32]) -> None:

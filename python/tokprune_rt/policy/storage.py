@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import PolicyError
+from ..files import atomic_file
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -80,17 +78,8 @@ def read_tensors(path: Path) -> dict[str, FloatArray]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that readers see either the old content or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 def write_policy(folder: Path, document: object, tensors: Mapping[str, FloatArray]) -> None:

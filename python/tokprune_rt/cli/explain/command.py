@@ -11,17 +11,18 @@ import typer
 
 from tokprune_rt.cli.console import err, note_line, out, trimmed
 from tokprune_rt.cli.explain import data, page, terminal
-from tokprune_rt.cli.files import atomic_file, check_target
 from tokprune_rt.cli.options import (
     IsaOption,
     ModelArgument,
     PolicyOption,
+    PrecisionOption,
     PresetOption,
     ProfileOption,
     SetOption,
     ThreadsOption,
     load_model,
 )
+from tokprune_rt.files import atomic_file, check_target
 
 
 def explain(
@@ -55,6 +56,7 @@ def explain(
     profile: ProfileOption = None,
     threads: ThreadsOption = None,
     isa: IsaOption = None,
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Show which token of a text left at which layer.
 
@@ -73,7 +75,7 @@ def explain(
     if text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
     loaded = load_model(
-        model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa
+        model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa, precision=precision
     )
     found = data.explain_text(loaded, text, pair, profile=profile)
     picture = None
