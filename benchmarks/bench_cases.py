@@ -7,10 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
+from tokprune_rt._core import default_threads
 from tokprune_rt.bench.candidates import Candidate, packed, padded, peer, pruned
+from tokprune_rt.bench.checking import reference
 from tokprune_rt.bench.models import REAL_MODEL, SHAPES, model_folder
 from tokprune_rt.bench.peers import PEERS, FloatArray, missing
-from tokprune_rt.bench.runner import Stage, reference, stage
+from tokprune_rt.bench.precision import rival
+from tokprune_rt.bench.stage import Stage, stage
 from tokprune_rt.bench.workloads import Order, Workload
 from tokprune_rt.loader import resolve
 
@@ -24,8 +27,9 @@ _LEAST_ROUNDS, _MOST_ROUNDS = 3, 60
 class Bench:
     """The model in use, in every engine that has run it, and the reference for one workload."""
 
-    def __init__(self, threads: int | None) -> None:
-        self._threads = threads
+    def __init__(self, threads: int | None, precision: str) -> None:
+        self._threads = threads or default_threads()
+        self.precision = precision
         self._stack = ExitStack()
         self._key: tuple[str, bool] | None = None
         self._stage: Stage | None = None
@@ -41,10 +45,10 @@ class Bench:
         if self._key != (shape, real) or self._stage is None:
             self.close()
             folder, label = self._model(shape, real)
-            installed = [name for name in PEERS if missing(name) is None]
-            self._stage = self._stack.enter_context(
-                stage(SHAPES[shape], folder, label, installed, self._threads)
-            )
+            other = rival(self.precision)
+            usable = [(name, other) for name in PEERS if missing(name, other) is None]
+            loading = stage(SHAPES[shape], folder, label, usable, self._threads, [self.precision])
+            self._stage = self._stack.enter_context(loading)
             self._key = (shape, real)
         return self._stage
 
@@ -62,13 +66,16 @@ class Bench:
         return self._expected
 
 
-def candidate(loaded: Stage, workload: Workload, engine: str, mode: str) -> Candidate:
+def candidate(
+    loaded: Stage, workload: Workload, engine: str, precision: str, mode: str
+) -> Candidate:
     """``engine`` on this workload; ``mode`` is padded, packed or pruned for this package, arrival
     or sorted for the others."""
     if engine == "tokprune":
-        return _OURS[mode](loaded.model, workload)
+        return _OURS[mode](loaded.models[precision], precision, workload)
     order: Order = "sorted" if mode == "sorted" else "arrival"
-    return peer(engine, loaded.peers[engine], loaded.model, workload, order)
+    other = rival(precision)
+    return peer(engine, other, loaded.peers[engine, other], loaded.config, workload, order)
 
 
 def rounds_for(entry: Candidate) -> int:

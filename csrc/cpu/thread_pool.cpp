@@ -25,7 +25,7 @@ T wait_while_equal(const std::atomic<T>& value, T old) {
 }  // namespace
 
 struct ThreadPool::Team {
-  explicit Team(int threads) {
+  explicit Team(int threads) : claimed(static_cast<std::size_t>(threads)) {
     workers.reserve(static_cast<std::size_t>(threads - 1));
     try {
       for (int part = 1; part < threads; ++part) {
@@ -54,21 +54,41 @@ struct ThreadPool::Team {
       while (now == seen) now = wait_while_equal(epoch, seen);
       seen = now;
       if (stop.load(std::memory_order_relaxed)) return;
+      if (!claim(part, now)) continue;
       body(context, part);
       if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) pending.notify_one();
     }
+  }
+
+  // Whether the caller of claim() is the one to run `part` in this epoch. Every part is claimed
+  // once in every epoch, so a worker that comes too late finds its part taken and the run
+  // untouched.
+  bool claim(int part, uint32_t now) {
+    uint32_t before = now - 1;
+    return claimed[static_cast<std::size_t>(part)].value.compare_exchange_strong(
+        before, now, std::memory_order_acq_rel);
   }
 
   void run(Erased new_body, void* new_context) {
     body = new_body;
     context = new_context;
     pending.store(static_cast<int>(workers.size()), std::memory_order_relaxed);
-    epoch.fetch_add(1, std::memory_order_release);
+    const uint32_t now = epoch.fetch_add(1, std::memory_order_release) + 1;
     epoch.notify_all();
     new_body(new_context, 0);
+    // Nobody waits for a worker that the system has not woken yet.
+    for (int part = 1; part <= static_cast<int>(workers.size()); ++part) {
+      if (!claim(part, now)) continue;
+      new_body(new_context, part);
+      pending.fetch_sub(1, std::memory_order_acq_rel);
+    }
     int left = pending.load(std::memory_order_acquire);
     while (left != 0) left = wait_while_equal(pending, left);
   }
+
+  struct alignas(64) Epoch {
+    std::atomic<uint32_t> value{0};
+  };
 
   std::atomic<uint32_t> epoch{0};
   std::atomic<int> pending{0};
@@ -76,6 +96,7 @@ struct ThreadPool::Team {
   std::atomic<bool> busy{false};
   Erased body = nullptr;
   void* context = nullptr;
+  std::vector<Epoch> claimed;  // [parts] the last epoch in which a part was taken
   std::vector<std::thread> workers;
 };
 

@@ -20,10 +20,11 @@ class ThreadPool {
 
   int size() const { return threads_; }
 
-  // Calls body(part) once for every part in [0, size()) and returns when all are done. Part i
-  // always runs on the same worker, so that its slice of the weights stays in that core's cache.
-  // A caller that finds the pool in use by another thread runs every part itself: results do not
-  // depend on who runs a part. `body` must not throw and must not call run() again.
+  // Calls body(part) once for every part in [0, size()) and returns when all are done. Part i runs
+  // on the same worker each time, so that its slice of the weights stays in that core's cache,
+  // unless that worker is not there yet when the caller has finished its own part: then the caller
+  // runs it. A caller that finds the pool in use by another thread runs every part itself: results
+  // do not depend on who runs a part. `body` must not throw and must not call run() again.
   template <class Body>
   void run(Body&& body) {
     using Plain = std::remove_reference_t<Body>;

@@ -118,7 +118,8 @@ struct GemmBf16Args {
 };
 
 // Computes  for each row, with zero in the range [low, high] of its values: scale = (high - low) /
-//           255, zero = round(-low / scale), dst = round(src / scale) + zero.
+//           255, zero = round(-low / scale), dst = round(src / scale) + zero; with 255 / (high - low) for
+//           1 / scale, and for ranges that are not above 1e-30 or not finite, 0.
 // Shapes    src [rows, cols], dst [rows, round_up(cols, 64)].
 // Padding   dst columns beyond cols are set to 0.
 // Numerics  round half to even, each operation rounded once: the same bits on every level.
@@ -166,6 +167,29 @@ struct PackRowsArgs {
   const float* src;
   int64_t ld_src;
   float* dst;
+  int64_t n;
+  int64_t k;
+};
+
+// As PackTransposedArgs, in bfloat16 panels; if dst_low is given, it gets the panels of what dst
+// leaves.
+// Padding   k is padded with zeros to a multiple of 32, n to one of 16.
+// Numerics  as RoundRowsArgs.
+struct PackTransposedBf16Args {
+  const float* src;
+  int64_t ld_src;
+  uint16_t* dst;
+  uint16_t* dst_low;
+  int64_t n;
+  int64_t k;
+};
+
+// As PackRowsArgs, otherwise as above.
+struct PackRowsBf16Args {
+  const float* src;
+  int64_t ld_src;
+  uint16_t* dst;
+  uint16_t* dst_low;
   int64_t n;
   int64_t k;
 };

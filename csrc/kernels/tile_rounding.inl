@@ -1,31 +1,38 @@
 // Rounding rows of activations to bfloat16 operands; subnormal values become zero. Contract:
 // RoundRowsArgs in abi.h.
 
-inline __m256i round_to_bf16(__m512 x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
+// Thirty-two values: those of x, then those of y.
+inline __m512i round_to_bf16(V::reg x, V::reg y) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(y, x));
+}
 
-inline __m512 widen_bf16(__m256i x) {
+inline V::reg widen_bf16(__m256i x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
+// What `rounded` leaves of x and y, rounded as well.
+inline __m512i round_rest(V::reg x, V::reg y, __m512i rounded) {
+  return round_to_bf16(V::sub(x, widen_bf16(_mm512_castsi512_si256(rounded))),
+                       V::sub(y, widen_bf16(_mm512_extracti64x4_epi64(rounded, 1))));
+}
+
+// The first `left` values at p, which may be any number, and zeros.
+inline V::reg load_left(const float* p, int64_t left) {
+  if (left >= V::kLanes) return V::load(p);
+  return left > 0 ? V::load_n(p, left, 0.0f) : V::zero();
+}
+
 void round_rows(const RoundRowsArgs& args) {
-  const int64_t padded = (args.cols + kBf16Depth - 1) / kBf16Depth * kBf16Depth;
   for (int64_t i = 0; i < args.rows; ++i) {
     const float* src = args.src + i * args.ld_src;
     uint16_t* dst = args.dst + i * args.ld_dst;
     uint16_t* low = args.dst_low ? args.dst_low + i * args.ld_dst : nullptr;
-    for (int64_t j = 0; j < padded; j += V::kLanes) {
-      const int64_t left = args.cols - j;
-      V::reg x = V::zero();
-      if (left >= V::kLanes) {
-        x = V::load(src + j);
-      } else if (left > 0) {
-        x = V::load_n(src + j, left, 0.0f);
-      }
-      const __m256i high = round_to_bf16(x);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + j), high);
-      if (!low) continue;
-      const __m256i rest = round_to_bf16(V::sub(x, widen_bf16(high)));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + j), rest);
+    for (int64_t j = 0; j < args.cols; j += kBf16Depth) {
+      const V::reg x = load_left(src + j, args.cols - j);
+      const V::reg y = load_left(src + j + V::kLanes, args.cols - j - V::kLanes);
+      const __m512i high = round_to_bf16(x, y);
+      _mm512_storeu_si512(dst + j, high);
+      if (low) _mm512_storeu_si512(low + j, round_rest(x, y, high));
     }
   }
 }

@@ -46,13 +46,11 @@ struct V {
   static reg from_int(const int32_t* sum, const int32_t* correction, int32_t zero) {
     return {from_int_8(sum, correction, zero), from_int_8(sum + 8, correction + 8, zero)};
   }
-  static void store_int(int32_t* p, reg x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvtps_epi32(x.lo));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), _mm256_cvtps_epi32(x.hi));
-  }
-  // Integral x, clamped to [0, 255].
-  static void store_u8(uint8_t* p, reg x) {
-    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));
+  // round(x) + zero, clamped to [0, 255].
+  static void store_u8(uint8_t* p, reg x, int32_t zero) {
+    const __m256i shift = _mm256_set1_epi32(zero);
+    const __m256i words = _mm256_packs_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(x.lo), shift),
+                                             _mm256_add_epi32(_mm256_cvtps_epi32(x.hi), shift));
     const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
     _mm_storeu_si128(
         reinterpret_cast<__m128i*>(p),

@@ -37,11 +37,11 @@ struct V {
         _mm512_mullo_epi32(_mm512_loadu_si512(correction), _mm512_set1_epi32(zero));
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sum), product));
   }
-  static void store_int(int32_t* p, reg x) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(x)); }
-  // Integral x, clamped to [0, 255].
-  static void store_u8(uint8_t* p, reg x) {
-    const __m512i clamped = _mm512_max_epi32(_mm512_cvtps_epi32(x), _mm512_setzero_si512());
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(clamped));
+  // round(x) + zero, clamped to [0, 255].
+  static void store_u8(uint8_t* p, reg x, int32_t zero) {
+    const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));
   }
   // The first n < kLanes elements, `fill` in the rest.
   static reg load_n(const float* p, int64_t n, float fill) {

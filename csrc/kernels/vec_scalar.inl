@@ -45,14 +45,10 @@ struct V {
     for (int i = 0; i < kLanes; ++i) x[i] = sum[i] - zero * correction[i];
     return __builtin_convertvector(x, reg);
   }
-  static void store_int(int32_t* p, reg x) {
-    const ireg integers = __builtin_convertvector(x, ireg);
-    __builtin_memcpy(p, &integers, sizeof(integers));
-  }
-  // Integral x, clamped to [0, 255].
-  static void store_u8(uint8_t* p, reg x) {
-    const reg clamped = min(max(x, zero()), set1(255.0f));
-    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(clamped[i]);
+  // round(x) + zero, clamped to [0, 255].
+  static void store_u8(uint8_t* p, reg x, int32_t zero) {
+    const reg q = min(max(round(x) + static_cast<float>(zero), set1(0.0f)), set1(255.0f));
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(q[i]);
   }
   // The first n < kLanes elements, `fill` in the rest.
   static reg load_n(const float* p, int64_t n, float fill) {

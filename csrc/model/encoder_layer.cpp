@@ -13,9 +13,10 @@ namespace {
 using kernels::Epilogue;
 using kernels::kPanel;
 
-AttentionArgs attention_args(const EncoderConfig& config, const EncoderWeights& weights,
-                             Workspace& ws) {
+AttentionArgs attention_args(const EncoderConfig& config, Precision precision,
+                             const EncoderWeights& weights, Workspace& ws) {
   AttentionArgs args;
+  args.precision = precision;
   args.shape.heads = config.heads;
   args.shape.head_dim = config.head_dim();
   args.shape.part_stride = round_up(config.hidden, kPanel);
@@ -61,12 +62,14 @@ void Encoder::layer(Pass& pass, int64_t index) const {
           .operands = ws.operands.data()});
   pass.macs += 3 * d * d * rows_in;
 
-  AttentionArgs args = attention_args(config_, weights_, ws);
-  args.statistics = pruner.statistics(index);
+  // Steps that cannot drop anything here, and scores that only they would read, are skipped.
+  const Plan* plan = pass.options.plan;
+  const auto at = static_cast<std::size_t>(index);
+  const bool pruned = plan && pruner.can_drop(plan->mid_steps[at]);
+  AttentionArgs args = attention_args(config_, precision_, weights_, ws);
+  if (plan && (pruned || !plan->scores_are_own[at])) args.statistics = pruner.statistics(index);
   for (const RowSpan& rows : args.sequences) pass.macs += square(rows.count) * d;
 
-  const bool pruned =
-      pass.options.plan && !pass.options.plan->mid_steps[static_cast<std::size_t>(index)].empty();
   RowMap map;
   if (pruned) {
     attention_pruned(pass, index, args);
@@ -194,7 +197,7 @@ void Encoder::layer_first_rows(Pass& pass, int64_t index) const {
     std::copy_n(ws.context.data() + s * ws.ld_hidden, d,
                 ws.qkv.data() + pruner.row_begin(s) * ws.ld_qkv);
   }
-  const AttentionArgs args = attention_args(config_, weights_, ws);
+  const AttentionArgs args = attention_args(config_, precision_, weights_, ws);
   attention(pass.context, args, /*first_row_only=*/true);
   project_attention(pass, weights, ws.rows.data(), sequences);
   feed_forward(pass, weights, sequences);

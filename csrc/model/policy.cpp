@@ -74,6 +74,7 @@ void Plan::finish() {
 
   const auto count = static_cast<std::size_t>(layers);
   attention_scores.assign(count, {});
+  scores_are_own.assign(count, 1);
   mid_steps.clear();
   post_steps.clear();
   pre_steps.clear();
@@ -91,10 +92,12 @@ void Plan::finish() {
     const bool earlier =
         step.site == Site::kPre || (step.site == Site::kMid && score.from_previous);
     const int64_t source = step.layer - (earlier ? 1 : 0);
-    if (score.kind == ScoreKind::kAttentionCumulative) {
-      for (int64_t l = 0; l <= source; ++l) mark(attention_scores, l, step.score);
-    } else {
-      mark(attention_scores, source, step.score);
+    const bool cumulative = score.kind == ScoreKind::kAttentionCumulative;
+    for (int64_t l = cumulative ? 0 : source; l <= source; ++l) {
+      mark(attention_scores, l, step.score);
+      if (cumulative || earlier || step.site != Site::kMid) {
+        scores_are_own[static_cast<std::size_t>(l)] = 0;
+      }
     }
   }
 }

@@ -73,7 +73,8 @@ struct Plan {
 
   // Derived by finish().
   std::vector<std::vector<int32_t>> attention_scores;  // [layer] scores to take from its attention
-  std::vector<std::span<const Step>> mid_steps;        // [layer]
+  std::vector<uint8_t> scores_are_own;           // [layer] ... that only its own mid steps read
+  std::vector<std::span<const Step>> mid_steps;  // [layer]
   // [layer] steps between layer - 1 and layer: post(layer - 1), then embed and pre(layer).
   std::vector<std::span<const Step>> post_steps;
   std::vector<std::span<const Step>> pre_steps;

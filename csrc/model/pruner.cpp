@@ -74,6 +74,18 @@ std::span<const RowSpan> Pruner::alive_spans() {
   return {alive_.data(), static_cast<std::size_t>(sequences_)};
 }
 
+bool Pruner::can_drop(std::span<const Step> steps) const {
+  if (trace_) return !steps.empty();
+  for (const Step& step : steps) {
+    for (int64_t s = 0; s < sequences_; ++s) {
+      const int64_t length = batch_.length(s);
+      if (length < plan_->skip_below) continue;
+      if (tokprune::can_drop(step.select, alive(s).count, length)) return true;
+    }
+  }
+  return false;
+}
+
 std::span<const Statistic> Pruner::statistics(int64_t layer) {
   statistic_count_ = 0;
   if (!plan_) return {};

@@ -55,6 +55,10 @@ class Pruner {
   const int32_t* segment() const { return segment_.data(); }
   const float* size() const { return size_.data(); }  // tokens a row stands for
 
+  // Whether any of `steps` could drop a token of any sequence, whatever the scores. Always true
+  // while a trace records the scores.
+  bool can_drop(std::span<const Step> steps) const;
+
   // Importance statistics of the layer that is about to run its attention.
   std::span<const Statistic> statistics(int64_t layer);
   // Turns them into scores. `attention` gives access to the values (value_norm).

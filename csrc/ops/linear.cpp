@@ -45,7 +45,7 @@ Cost cost_of(Precision precision) {
     case Precision::kBf16: return {6, 0};
     case Precision::kInt8: break;
   }
-  return {24, 3};
+  return {12, 5};
 }
 
 int64_t operand_size(Precision precision) {

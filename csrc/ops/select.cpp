@@ -31,6 +31,17 @@ int64_t round_count(double count, Rounding rounding) {
   return static_cast<int64_t>(std::nearbyint(count));
 }
 
+// Tokens that a ratio keeps.
+int64_t ratio_count(const Selector& selector, int64_t count, int64_t initial_length) {
+  const int64_t of = selector.of_initial ? initial_length : count;
+  return round_count(selector.value * static_cast<double>(of), selector.rounding);
+}
+
+// Tokens that a quantile drops.
+int64_t quantile_count(const Selector& selector, int64_t unprotected) {
+  return round_count(selector.value * static_cast<double>(unprotected), Rounding::kFloor);
+}
+
 int64_t bin_of(int64_t rank, int64_t ranked, int64_t bins, bool float32_rule) {
   if (!float32_rule) return rank * bins / ranked;
   const float share =
@@ -90,9 +101,8 @@ void apply(const Selector& selector, const Candidates& tokens, Ranking& ranking,
   switch (selector.kind) {
     case SelectKind::kTopK: return ranking.keep_best(selector.k - protected_count, keep);
     case SelectKind::kRatio: {
-      const int64_t of = selector.of_initial ? tokens.initial_length : tokens.count;
-      const double count = selector.value * static_cast<double>(of);
-      return ranking.keep_best(round_count(count, selector.rounding) - protected_count, keep);
+      const int64_t count = ratio_count(selector, tokens.count, tokens.initial_length);
+      return ranking.keep_best(count - protected_count, keep);
     }
     case SelectKind::kThreshold:
     case SelectKind::kThresholdN:
@@ -104,8 +114,7 @@ void apply(const Selector& selector, const Candidates& tokens, Ranking& ranking,
       return;
     }
     case SelectKind::kQuantile: {
-      const double share = selector.value * static_cast<double>(ranking.unprotected);
-      const int64_t dropped = round_count(share, Rounding::kFloor);
+      const int64_t dropped = quantile_count(selector, ranking.unprotected);
       return ranking.keep_best(ranking.unprotected - dropped, keep);
     }
     case SelectKind::kTopP: {
@@ -134,6 +143,23 @@ void apply(const Selector& selector, const Candidates& tokens, Ranking& ranking,
 }
 
 }  // namespace
+
+bool can_drop(const Selector& selector, int64_t count, int64_t initial_length) {
+  if (selector.max_tokens > 0 && count > selector.max_tokens) return true;
+  if (count <= selector.min_tokens) return false;
+  switch (selector.kind) {
+    case SelectKind::kTopK: return selector.k < count;
+    case SelectKind::kRatio: return ratio_count(selector, count, initial_length) < count;
+    case SelectKind::kQuantile: return quantile_count(selector, count) > 0;
+    case SelectKind::kRankBins:
+      return std::find(selector.bits.begin(), selector.bits.end(), 0) != selector.bits.end();
+    case SelectKind::kThreshold:
+    case SelectKind::kThresholdN:
+    case SelectKind::kThresholdRelative:
+    case SelectKind::kTopP: break;
+  }
+  return count > 0;
+}
 
 int64_t select_tokens(const Selector& selector, const Candidates& tokens, uint64_t* order,
                       uint8_t* keep) {

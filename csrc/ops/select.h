@@ -45,4 +45,7 @@ struct Candidates {
 int64_t select_tokens(const Selector& selector, const Candidates& tokens, uint64_t* order,
                       uint8_t* keep);
 
+// False if select_tokens would keep all of `count` tokens whatever their scores.
+bool can_drop(const Selector& selector, int64_t count, int64_t initial_length);
+
 }  // namespace tokprune

@@ -33,15 +33,15 @@ class Engine:
         isa: str | None,
         precision: str,
     ) -> None:
-        packed = loaded.weights if isinstance(loaded.weights, PackedWeights) else None
+        weights = loaded.weights
         self.core_config = loaded.core_config
         self.encoder = _core.Encoder(
             self.core_config,
-            loaded.weights if packed is None else packed.shapes,
+            weights.shapes if isinstance(weights, PackedWeights) else weights,
             threads=threads or 0,
             isa=isa or "",
             precision=precision,
-            packed=None if packed is None else packed.data,
+            packed=weights.data if isinstance(weights, PackedWeights) else None,
         )
         self._typed = loaded.config.type_vocab_size > 1
         self._policy = policy

@@ -42,11 +42,10 @@ def load(
             hub id.
         policy: ``"auto"`` uses the folder's token_policy.json if there is one, ``"off"`` runs
             dense; else the path of a policy, its content as a dict, or a `Policy`.
-        precision: arithmetic of the encoder layers' products. ``"fp32"``; ``"bf16x3"``, float32 split
-            into bfloat16 terms, as exact and several times faster on CPUs with AMX, and float32
-            elsewhere; ``"bf16"``; ``"int8"`` (dynamic uint8 rows, int8 weights per output channel,
-            exact sums). ``"auto"`` never gives up quality: it is ``"bf16x3"`` with AMX and
-            ``"fp32"`` without.
+        precision: arithmetic of the encoder layers' products: ``"fp32"``; ``"bf16x3"``, float32
+            split into bfloat16 terms, made for AMX (without it: fp32); ``"bf16"``; ``"int8"``,
+            uint8 activations scaled row by row and int8 weights per output channel. ``"auto"``
+            never gives up quality: bf16x3 with AMX, else fp32.
         threads: worker threads; default: what the CPU, the affinity mask and the cgroup allow.
         isa: instruction set to use, for example ``"avx2"``; default: ``TOKPRUNE_ISA`` or the best
             one.
@@ -76,8 +75,10 @@ def load(
         packed = cache.read()
     loaded = load_model(folder, packed)
     chosen = choose_policy(policy, folder, loaded.config, loaded.setup)
-    model = Model(loaded, os.fspath(name), policy=chosen, threads=threads, isa=isa, precision=precision)
-    if cache is not None and packed is None:
+    model = Model(
+        loaded, os.fspath(name), policy=chosen, threads=threads, isa=isa, precision=precision
+    )
+    if cache is not None and not isinstance(loaded.weights, PackedWeights):
         shapes = {name: tensor.shape for name, tensor in loaded.weights.items()}
         cache.write(PackedWeights(shapes, model.engine.encoder.packed))
     return model

@@ -17,7 +17,7 @@ namespace {
 #endif
 
 #include "kernels/gemm_tiles.inl"
-#include "kernels/tile_rounding.inl"
+#include "kernels/tile_packing.inl"
 
 }  // namespace
 
@@ -25,6 +25,8 @@ const KernelTable kAmxTable = {
     .gemm_int8 = gemm_int8,
     .gemm_bf16 = gemm_bf16,
     .round_rows = round_rows,
+    .pack_transposed_bf16 = pack_transposed_bf16,
+    .pack_rows_bf16 = pack_rows_bf16,
 };
 
 }  // namespace tokprune::kernels

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tokprune_rt import __version__
+from tokprune_rt.bench.cpu import cpu_model
 from tokprune_rt.bench.peers import versions
-
-
-def cpu_model() -> str:
-    """Name of the processor, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() in ("model name", "Model", "Hardware"):
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def load_average() -> float:

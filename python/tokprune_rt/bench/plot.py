@@ -9,7 +9,7 @@ from typing import Any
 from tokprune_rt.bench.candidates import PACKED, PADDED, PRUNED
 from tokprune_rt.bench.models import SHAPES
 from tokprune_rt.bench.report import BenchReport, BenchRow
-from tokprune_rt.bench.table import milliseconds
+from tokprune_rt.bench.table import engine_label, milliseconds
 
 _OTHER = "#9aa5b1"
 _OURS = {PADDED: "#b7dfc4", PACKED: "#56b87a", PRUNED: "#1c7c43"}
@@ -37,8 +37,9 @@ def draw(report: BenchReport, path: Path) -> None:
         else:
             panel.set_axis_off()
     env = report.environment
+    what = ", ".join(env["precisions"])
     figure.suptitle(
-        f"milliseconds per call, fp32, {env['threads']} threads, {env['cpu']}", fontsize=9
+        f"milliseconds per call, {what}, {env['threads']} threads, {env['cpu']}", fontsize=9
     )
     figure.savefig(path, dpi=150)
 
@@ -61,6 +62,5 @@ def _panel(panel: Any, title: str, rows: list[BenchRow]) -> None:
 
 
 def _label(row: BenchRow) -> str:
-    if not row.is_peer:
-        return f"{row.engine} {row.mode}"
-    return f"{row.engine} {row.mode.partition(', ')[2]}".strip()
+    mode = row.mode.partition(", ")[2] if row.is_peer else row.mode
+    return f"{engine_label(row)} {mode}".strip()

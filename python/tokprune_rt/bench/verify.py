@@ -3,43 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokprune_rt.bench.peers import FloatArray
+from tokprune_rt.bench.precision import Tolerance
 from tokprune_rt.bench.pruning import MIN_TOKENS
 from tokprune_rt.model import Model
 
 if TYPE_CHECKING:
     import torch
 
-TOLERANCE = 1e-3
-# Scores that two exact implementations sum in different orders.
-_TIE = 1e-4
-
 
 class VerificationError(AssertionError):
     """A result differs from the reference."""
 
 
-def max_difference(expected: Sequence[FloatArray], found: Sequence[FloatArray], what: str) -> float:
-    """Largest difference of an element; VerificationError when it exceeds `TOLERANCE`."""
-    largest = 0.0
+@dataclass(frozen=True)
+class Agreement:
+    """How close a result is to the reference.
+
+    Attributes:
+        difference: largest difference of an element of a hidden state.
+        cosine: least cosine of a sequence's mean hidden state.
+    """
+
+    difference: float
+    cosine: float
+
+
+def compare(
+    expected: Sequence[FloatArray], found: Sequence[FloatArray], what: str, tolerance: Tolerance
+) -> Agreement:
+    """Compare the hidden states of every sequence.
+
+    Raises:
+        VerificationError: a wrong shape, or a result outside the tolerance.
+    """
+    difference, cosine = 0.0, 1.0
     for i, (a, b) in enumerate(zip(expected, found, strict=True)):
         if a.shape != b.shape:
             raise VerificationError(f"{what}: sequence {i} has shape {b.shape}, not {a.shape}")
-        difference = float(np.abs(a - b).max())
-        if not difference <= TOLERANCE:
-            raise VerificationError(f"{what}: sequence {i} differs by {difference:.2g}")
-        largest = max(largest, difference)
-    return largest
+        own = float(np.abs(a - b).max())
+        if not own <= (np.inf if tolerance.difference is None else tolerance.difference):
+            raise VerificationError(f"{what}: sequence {i} differs by {own:.2g}")
+        similar = float(cosines(a.mean(axis=0)[None], b.mean(axis=0)[None])[0])
+        worst = float(cosines(a, b).min())
+        for part, value, least in (
+            ("mean", similar, tolerance.cosine),
+            ("worst token", worst, tolerance.token_cosine),
+        ):
+            if not value >= least:
+                raise VerificationError(
+                    f"{what}: sequence {i}: the {part} has a cosine of {value:.5f} to the "
+                    f"reference's, less than {least}"
+                )
+        difference, cosine = max(difference, own), min(cosine, similar)
+    return Agreement(difference, cosine)
 
 
 def check_pruned(
-    bert: Any, model: Model, shares: Mapping[int, float], sequences: Sequence[NDArray[np.int32]]
-) -> float:
+    bert: Any,
+    model: Model,
+    shares: Mapping[int, float],
+    sequences: Sequence[NDArray[np.int32]],
+    tolerance: Tolerance,
+    what: str = "pruned",
+) -> Agreement:
     """Check the pruned forward of these sequences against PyTorch, decisions included.
 
     Args:
@@ -47,29 +80,32 @@ def check_pruned(
         shares: layer -> share of the input that it leaves, as in `pruning.halving_policy`.
 
     Returns:
-        The largest difference of a surviving hidden state.
+        How close the surviving hidden states are.
 
     Raises:
-        VerificationError: a wrong number of tokens, a token kept over a better one, or a state off
-            by more than `TOLERANCE`.
+        VerificationError: a wrong number of tokens, a token kept over a better one, or a state
+            outside the tolerance.
     """
     import torch
 
     output = model.forward(sequences, trace=True)
     if output.trace is None:
         raise VerificationError("no trace of the pruned forward")
-    largest = 0.0
+    expected = []
     for i, ids in enumerate(sequences):
         kept = [layer[i] for layer in output.trace.kept]
         with torch.inference_mode():
-            states = _follow(bert, torch.from_numpy(ids.astype(np.int64)), kept, shares)
-        found = output.hidden[i]
-        largest = max(largest, max_difference([states], [found], f"pruned sequence {i}"))
-    return largest
+            whole = torch.from_numpy(ids.astype(np.int64))
+            expected.append(_follow(bert, whole, kept, shares, tolerance.tie))
+    return compare(expected, output.hidden, what, tolerance)
 
 
 def _follow(
-    bert: Any, ids: torch.Tensor, kept: Sequence[NDArray[np.int32]], shares: Mapping[int, float]
+    bert: Any,
+    ids: torch.Tensor,
+    kept: Sequence[NDArray[np.int32]],
+    shares: Mapping[int, float],
+    tie: float,
 ) -> FloatArray:
     """Run one sequence and remove the tokens that the engine removed, checking each decision."""
     alive = np.arange(len(ids))
@@ -86,17 +122,21 @@ def _follow(
         x = layer.attention.output(context, x)
         if number in shares:
             stays = np.isin(alive, kept[number])
-            _check_decision(weights.mean(0).sum(0).numpy(), stays, len(ids), shares[number], number)
+            wanted = _wanted(len(alive), len(ids), shares[number])
+            _check_decision(weights.mean(0).sum(0).numpy(), stays, wanted, number, tie)
             x, alive = x[stays], alive[stays]
         x = layer.output(layer.intermediate(x), x)
     states: FloatArray = x.numpy()
     return states
 
 
+def _wanted(alive: int, n0: int, share: float) -> int:
+    return min(alive, max(MIN_TOKENS, int(np.ceil(share * n0 - 1e-9))))
+
+
 def _check_decision(
-    scores: FloatArray, stays: NDArray[np.bool_], n0: int, share: float, layer: int
+    scores: FloatArray, stays: NDArray[np.bool_], wanted: int, layer: int, tie: float
 ) -> None:
-    wanted = min(len(stays), max(MIN_TOKENS, int(np.ceil(share * n0 - 1e-9))))
     if stays.sum() != wanted:
         raise VerificationError(f"layer {layer} kept {stays.sum()} tokens, not {wanted}")
     if not stays[0]:
@@ -104,7 +144,7 @@ def _check_decision(
     if stays.all() or wanted == 1:
         return
     worst, best = scores[1:][stays[1:]].min(), scores[~stays].max()
-    if worst < best * (1 - _TIE):
+    if worst < best * (1 - tie):
         raise VerificationError(f"layer {layer} kept a score of {worst:.6g}, dropped {best:.6g}")
 
 

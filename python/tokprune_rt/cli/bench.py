@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tokprune_rt.cli.console import err, error_line, out, stages_bar, trimmed
-from tokprune_rt.cli.files import check_target
 from tokprune_rt.cli.options import ThreadsOption
+from tokprune_rt.files import check_target
 
 
 def bench(
@@ -42,6 +42,26 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    precisions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            help="fp32 (default), bf16x3, bf16, int8 or auto, repeatable. The other engines run at "
+            "the same one; bf16x3 competes with fp32.",
+            show_default=False,
+        ),
+    ] = None,
+    isa: Annotated[
+        str | None,
+        typer.Option(
+            "--isa",
+            metavar="NAME",
+            help="Instruction set of this package, to which the others are held as far as they "
+            "can be; see tokprune info.",
+            show_default=False,
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     rounds: Annotated[
         int,
@@ -51,6 +71,9 @@ def bench(
         int,
         typer.Option("--seed", metavar="N", min=0, help="Seed of token ids and texts."),
     ] = 0,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also measure load time and memory of each engine.")
+    ] = False,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write all results.", show_default=False),
@@ -63,12 +86,13 @@ def bench(
     """Time padded dense, packed dense and packed pruned next to other engines.
 
     All engines get the same weights, texts and number of threads, and take
-    turns. Results are checked against PyTorch's before anything is timed. The
-    extra bench installs the other engines.
+    turns. Results are checked against PyTorch's in fp32 before anything is
+    timed. The extra bench installs the other engines.
 
     [bold]Examples[/bold]
 
       tokprune bench --shape minilm --workload mixed
+      tokprune bench --precision bf16 --precision int8 --shape bert-base
       tokprune bench --peer none --threads 1 --json result.json
     """
     from tokprune_rt.bench import PEERS, SHAPES, VerificationError, run_bench
@@ -83,13 +107,24 @@ def bench(
     try:
         with stages_bar() as stage:
             report = run_bench(
-                shapes or list(SHAPES), workloads or None, chosen, threads, rounds, seed, stage
+                shapes or list(SHAPES),
+                workloads or None,
+                chosen,
+                threads,
+                rounds,
+                seed,
+                stage,
+                precisions or ["fp32"],
+                isa,
+                memory,
             )
     except VerificationError as error:
         error_line(f"nothing was timed, because a result is wrong: {error}")
         raise typer.Exit(1) from error
     with trimmed(out()) as console:
         console.print(report.table())
+        if report.memory:
+            console.print(report.memory_table())
     for path, save in ((json_file, report.save_json), (plot, report.save_plot)):
         if path is not None:
             save(path)

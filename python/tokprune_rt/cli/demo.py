@@ -96,10 +96,18 @@ def demo(
         import tokprune_rt
 
         document = build_preset(_PRESET, dense.config.layers, dict(_SETTINGS))
-        pruned = tokprune_rt.load(_MODEL, policy=document, threads=threads, isa=isa, precision=precision)
+        pruned = tokprune_rt.load(
+            _MODEL, policy=document, threads=threads, isa=isa, precision=precision
+        )
     else:
         pruned = load_model(
-            _MODEL, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa, precision=precision
+            _MODEL,
+            policy=policy,
+            preset=preset,
+            settings=settings,
+            threads=threads,
+            isa=isa,
+            precision=precision,
         )
         if pruned.policy is None:
             note_line("this policy prunes nothing; both columns are dense")
@@ -135,7 +143,8 @@ def _report(console: Console, model: Model, found: Comparison) -> None:
     console.print(
         Text.assemble(
             (_MODEL, "bold"),
-            f", {model.config.layers} layers x {model.config.hidden}, {model.precision}, {model.isa}, "
+            f", {model.config.layers} layers x {model.config.hidden}, {model.precision}, "
+            f"{model.isa}, "
             f"{model.threads} thread{'s' if model.threads != 1 else ''}",
         )
     )

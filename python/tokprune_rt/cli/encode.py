@@ -116,7 +116,13 @@ def encode(
         check_target(Path(output))
     records = read_records(source, kind, field)
     loaded = load_model(
-        model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa, precision=precision
+        model,
+        policy=policy,
+        preset=preset,
+        settings=settings,
+        threads=threads,
+        isa=isa,
+        precision=precision,
     )
     # Before any file is made, what is wrong with the options shows here.
     loaded.encode(

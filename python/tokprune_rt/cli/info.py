@@ -65,7 +65,13 @@ def info(
             note_line(f"{_ISA_VARIABLE} is {forced!r}, which this machine does not have")
     else:
         loaded = load_model(
-            model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa, precision=precision
+            model,
+            policy=policy,
+            preset=preset,
+            settings=settings,
+            threads=threads,
+            isa=isa,
+            precision=precision,
         )
         facts = model_facts(loaded, profile)
     if as_json:

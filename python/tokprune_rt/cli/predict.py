@@ -112,7 +112,13 @@ def predict(
         raise ValueError("--raw-scores gives the logits of all labels; drop --top-k")
     records = _records(texts or [], pair or [], source, kind, field)
     loaded = load_model(
-        model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa, precision=precision
+        model,
+        policy=policy,
+        preset=preset,
+        settings=settings,
+        threads=threads,
+        isa=isa,
+        precision=precision,
     )
     options: dict[str, Any] = {
         "profile": profile,

@@ -18,8 +18,8 @@ from tokprune_rt.loader.families import (
     supported_architectures,
 )
 
-
 CoreConfig = dict[str, int | float | bool | str | Sequence[str]]
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -51,9 +51,7 @@ class EncoderConfig:
         head = self.family.head(self.task)
         return head.kind if head else "none"
 
-    def core_config(
-        self, pooling: Sequence[str], dense_activations: Sequence[str]
-    ) -> CoreConfig:
+    def core_config(self, pooling: Sequence[str], dense_activations: Sequence[str]) -> CoreConfig:
         """The dictionary that the extension's Encoder takes."""
         head = self.family.head(self.task)
         return {

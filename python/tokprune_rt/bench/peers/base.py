@@ -21,6 +21,29 @@ Call = Callable[[], Sequence[FloatArray]]
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Inputs from which an engine learns the ranges of activations.
+
+    Attributes:
+        name: says what they are; another name, another set.
+        make: makes the token id sequences.
+    """
+
+    name: str
+    make: Callable[[], Sequence[NDArray[np.int32]]]
+
+
+@dataclass(frozen=True)
+class PeerSetup:
+    """What an engine is given to load."""
+
+    folder: Path
+    threads: int
+    precision: str
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
 class PaddedBatch:
     """Token ids as engines without ragged inputs take them.
 

@@ -8,26 +8,32 @@ from pathlib import Path
 
 import numpy as np
 
-from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch, converted
+from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch, PeerSetup, converted
 from tokprune_rt.bench.peers.torch_peer import quiet
 
 ctranslate2 = import_module("ctranslate2")
 
 
 class Ctranslate2Peer:
-    """Its own format, compute type float32."""
+    """Its own format, converted to the precision of the computation."""
 
-    note = "compute_type float32"
+    def __init__(self, setup: PeerSetup) -> None:
+        kind = {"fp32": "float32", "int8": "int8"}[setup.precision]
+        self.note = f"compute_type {kind}"
 
-    def __init__(self, folder: Path, threads: int) -> None:
         def convert(target: Path) -> None:
             with quiet():
-                converter = ctranslate2.converters.TransformersConverter(str(folder))
-                converter.convert(str(target), force=True)
+                converter = ctranslate2.converters.TransformersConverter(str(setup.folder))
+                converter.convert(str(target), quantization=kind, force=True)
 
-        path = converted(folder, "ctranslate2", ctranslate2.__version__, convert)
+        name = "ctranslate2" if kind == "float32" else f"ctranslate2-{kind}"
+        path = converted(setup.folder, name, ctranslate2.__version__, convert)
         self._encoder = ctranslate2.Encoder(
-            str(path), device="cpu", compute_type="float32", intra_threads=threads, inter_threads=1
+            str(path),
+            device="cpu",
+            compute_type=kind,
+            intra_threads=setup.threads,
+            inter_threads=1,
         )
 
     def prepare(self, batches: Sequence[PaddedBatch]) -> Call:

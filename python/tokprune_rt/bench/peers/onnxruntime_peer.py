@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
-from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch
-from tokprune_rt.bench.peers.onnx_export import optimized
+from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch, PeerSetup
+from tokprune_rt.bench.peers.onnx_export import contents, optimized, quantized
 
 onnxruntime = import_module("onnxruntime")
 
-_FUSED = ("Attention", "MultiHeadAttention", "BiasGelu", "SkipLayerNormalization")
-
 
 class OnnxruntimePeer:
-    """CPU provider, all graph optimizations."""
+    """CPU provider, all graph optimizations; int8 with dynamic quantization."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        onnx = import_module("onnx")
-        path = optimized(folder)
-        nodes = Counter(node.op_type for node in onnx.load(path).graph.node)
-        found = [f"{nodes[kind]} {kind}" for kind in _FUSED if nodes[kind]]
-        self.note = f"fused: {', '.join(found) or 'nothing'}"
+    def __init__(self, setup: PeerSetup) -> None:
+        path = quantized(setup.folder) if setup.precision == "int8" else optimized(setup.folder)
+        self.note = contents(path)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = setup.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

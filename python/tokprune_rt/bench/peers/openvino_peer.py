@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch
-from tokprune_rt.bench.peers.onnx_export import exported
+from tokprune_rt.bench.cpu import cpu_flags
+from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch, PeerSetup
+from tokprune_rt.bench.peers.onnx_export import calibrated, exported
 
 openvino = import_module("openvino")
 
 
+def _has_tiles() -> bool:
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")
+    return "amx_bf16" in cpu_flags() and (cap == "ALL" or "AMX" in cap)
+
+
 class OpenvinoPeer:
-    """Precision fp32, latency hint; compiled for the shape of the input where it is one shape."""
+    """Latency hint; compiled for the shape of the input where it is one shape.
 
-    note = "f32, LATENCY, static shapes where there is one shape"
+    int8 is nncf's quantization after training, with static ranges. What that leaves in floating
+    point runs in bf16 where the CPU multiplies it in tiles, else in fp32, which is faster there.
+    """
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, setup: PeerSetup) -> None:
         self._core = openvino.Core()
-        self._path = exported(folder)
-        self._config = {
-            "INFERENCE_PRECISION_HINT": "f32",
+        self._config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_NUM_THREADS": setup.threads,
         }
+        if setup.precision == "int8":
+            self._path = calibrated(setup.folder, setup.calibration)
+            hint = "bf16" if _has_tiles() else "f32"
+            kind = f"nncf TRANSFORMER, calibrated on {setup.calibration.name}, the rest {hint}"
+        else:
+            self._path = exported(setup.folder)
+            kind = hint = {"fp32": "f32", "bf16": "bf16"}[setup.precision]
+        self._config["INFERENCE_PRECISION_HINT"] = hint
+        self.note = f"{kind}, LATENCY, static shapes where there is one shape"
         self._dynamic: Any = None
 
     def _compiled(self, batches: Sequence[PaddedBatch]) -> Any:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch
+from tokprune_rt.bench.peers.base import Call, FloatArray, PaddedBatch, PeerSetup
 
 _transformers = import_module("transformers")
 _logging = _transformers.utils.logging
+_BertModel = _transformers.BertModel
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def quiet() -> Iterator[None]:
 def load_bert(folder: Path, attention: str) -> Any:
     """The encoder without its pooler, in evaluation mode."""
     with quiet():
-        model = _transformers.BertModel.from_pretrained(
+        model = _BertModel.from_pretrained(
             folder, attn_implementation=attention, add_pooling_layer=False, dtype=torch.float32
         )
     return model.eval()
@@ -42,11 +43,13 @@ def load_bert(folder: Path, attention: str) -> Any:
 class TorchPeer:
     """Eager mode, scaled_dot_product_attention, inference mode."""
 
-    note = "eager, sdpa, inference_mode"
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.bert = load_bert(folder, "sdpa")
+    def __init__(self, setup: PeerSetup) -> None:
+        torch.set_num_threads(setup.threads)
+        self.bert = load_bert(setup.folder, "sdpa")
+        self.note = "eager, sdpa, inference_mode"
+        if setup.precision == "bf16":
+            self.bert = self.bert.to(torch.bfloat16)
+            self.note = f"bfloat16 weights and activations, {self.note}"
 
     def prepare(self, batches: Sequence[PaddedBatch]) -> Call:
         inputs = [(torch.from_numpy(item.ids), torch.from_numpy(item.mask)) for item in batches]
@@ -54,7 +57,7 @@ class TorchPeer:
         def call() -> list[FloatArray]:
             with torch.inference_mode():
                 return [
-                    self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+                    self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.float().numpy()
                     for ids, mask in inputs
                 ]
 

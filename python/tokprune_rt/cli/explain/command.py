@@ -75,7 +75,13 @@ def explain(
     if text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
     loaded = load_model(
-        model, policy=policy, preset=preset, settings=settings, threads=threads, isa=isa, precision=precision
+        model,
+        policy=policy,
+        preset=preset,
+        settings=settings,
+        threads=threads,
+        isa=isa,
+        precision=precision,
     )
     found = data.explain_text(loaded, text, pair, profile=profile)
     picture = None
