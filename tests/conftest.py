@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corpus import enough, spread
 from tiny_models import Builder
 
 BuildModel = Callable[..., Path]
@@ -32,6 +33,30 @@ def minilm(minilm_folder: Path) -> Any:
     import tokprune_rt
 
     return tokprune_rt.load(minilm_folder, policy="off")
+
+
+@pytest.fixture(scope="session")
+def torch_model(minilm_folder: Path) -> Any:
+    """all-MiniLM-L6-v2 in PyTorch, for the masked reference."""
+    import torch
+    from transformers import AutoModel
+
+    torch.set_num_threads(2)
+    return AutoModel.from_pretrained(minilm_folder, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="session")
+def token_ids(minilm_folder: Path) -> list[list[int]]:
+    """Real texts from one word to the longest input, then the extreme lengths."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(minilm_folder / "tokenizer.json"))
+    tokenizer.enable_truncation(max_length=512)
+    tokenizer.no_padding()
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(spread(enough(500)))]
+    cls, sep = 101, 102
+    words = [token for row in ids for token in row if token not in (cls, sep)]
+    return [*ids, [cls], [sep], [2023], [cls, *words[:510], sep]]
 
 
 @pytest.fixture(scope="session")

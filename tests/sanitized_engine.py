@@ -13,18 +13,44 @@ import numpy as np
 import random_model as rm
 
 BATCHES = ([1], [2, 1], [17, 1, 16, 15], [80, 33, 5, 64, 1, 24, 25], [9] * 12)
+# Enough for three threads to run parts of their own.
+LARGE = [80, 40] * 14
+
+
+def precisions(core: Any, level: str) -> list[str]:
+    return ["fp32", "bf16", "int8", *(["bf16x3"] if core.kernels.has_tiles(level) else [])]
 
 
 def run_everything(core: Any) -> None:
     levels = core.isa_levels()
     for level in levels:
-        for name, changes in rm.MODELS.items():
-            shape = rm.config(**changes)
-            threads = 3 if level == levels[-1] else 1
-            # A fresh encoder each time: its workspace grows with the batches below.
-            encoder = core.Encoder(shape, rm.tensors(shape), threads, level)
-            run_plans(core, encoder, shape)
-            print(level, name, flush=True)
+        for precision in precisions(core, level):
+            for name, changes in rm.MODELS.items():
+                shape = rm.config(**changes)
+                threads = 3 if level == levels[-1] else 1
+                # A fresh encoder each time: its workspace grows with the batches below.
+                encoder = packed_apart(core, shape, threads, level, precision)
+                run_plans(core, encoder, shape)
+                print(level, precision, name, flush=True)
+
+
+def packed_apart(core: Any, shape: rm.Config, *arguments: Any) -> Any:
+    """An encoder on packed weights in memory of exactly their size, for reads beyond to show."""
+    weights = rm.tensors(shape)
+    packed = core.Encoder(shape, weights, *arguments).packed.copy()
+    shapes = {name: array.shape for name, array in weights.items()}
+    return core.Encoder(shape, shapes, *arguments, packed=packed)
+
+
+def run_large_calls(core: Any) -> None:
+    level = core.isa_levels()[-1]
+    shape = rm.config()
+    batch = [rm.tokens(shape, size, seed) for seed, size in enumerate(LARGE)]
+    for precision in precisions(core, level):
+        encoder = core.Encoder(shape, rm.tensors(shape), 3, level, precision)
+        for plan in (None, core.Plan(rm.plans()["threshold drop mid"])):
+            out = rm.forward(encoder, batch, plan=plan, trace=True)
+            assert np.isfinite(out["hidden"]).all()
 
 
 def run_plans(core: Any, encoder: Any, shape: rm.Config) -> None:
@@ -59,10 +85,14 @@ def run_broken_weights(core: Any) -> None:
             weights = rm.tensors(shape)
             weights[name][...] = value
             for level in core.isa_levels():
-                encoder = core.Encoder(shape, weights, 1, level)
-                for document in rm.plans().values():
-                    batch = [rm.tokens(shape, size, 0) for size in (1, 33, 80)]
-                    rm.forward(encoder, batch, plan=core.Plan(document))
+                for precision in precisions(core, level):
+                    run_worthless(core, core.Encoder(shape, weights, 1, level, precision), shape)
+
+
+def run_worthless(core: Any, encoder: Any, shape: rm.Config) -> None:
+    for document in rm.plans().values():
+        batch = [rm.tokens(shape, size, 0) for size in (1, 33, 80)]
+        rm.forward(encoder, batch, plan=core.Plan(document))
 
 
 def refused(call: Callable[[], Any], error: type[Exception] = ValueError) -> None:
@@ -181,6 +211,23 @@ def run_bad_models(core: Any) -> None:
         refused(lambda changes=changes: core.Encoder(shape | changes, weights))
     for isa in ("sse9", "AVX2", " "):
         refused(lambda isa=isa: core.Encoder(shape, weights, 1, isa))
+    refused(lambda: core.Encoder(shape, weights, 1, "", "int4"))
+
+
+def run_bad_packed_weights(core: Any) -> None:
+    shape = rm.config()
+    weights = rm.tensors(shape)
+    shapes = {name: array.shape for name, array in weights.items()}
+
+    def refuse(known: dict[str, Any], packed: Any, precision: str) -> None:
+        refused(lambda: core.Encoder(shape, known, 1, "", precision, packed=packed))
+
+    for precision in ("fp32", "bf16", "int8"):
+        packed = core.Encoder(shape, weights, 1, "", precision).packed.copy()
+        for wrong in (packed[:-1], packed[:1], np.append(packed, packed)):
+            refuse(shapes, wrong, precision)
+        for name, size in shapes.items():
+            refuse(shapes | {name: (size[0] + 1, *size[1:])}, packed, precision)
 
 
 def main() -> None:
@@ -188,10 +235,12 @@ def main() -> None:
     import _core
 
     run_everything(_core)
+    run_large_calls(_core)
     run_broken_weights(_core)
     run_bad_batches(_core)
     run_bad_plans(_core)
     run_bad_models(_core)
+    run_bad_packed_weights(_core)
     print("done")
 
 

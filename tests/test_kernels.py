@@ -16,8 +16,10 @@ def test_every_kernel_of_the_manifest_is_tested() -> None:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
     names: list[str] = _core.kernels.names
-    untested = [n for n in names if not any(t.startswith(f"test_{n}_") for t in tests)]
-    assert not untested, f"no test_<kernel>_... function for {untested}"
+    # gemm is not tested by a test of gemm_int8: the longest name counts.
+    matches = [[n for n in names if test.startswith(f"test_{n}_")] for test in tests]
+    tested = {max(found, key=len) for found in matches if found}
+    assert tested == set(names), f"no test_<kernel>_... function for {set(names) - tested}"
     assert "gemm" in names
 
 
@@ -25,3 +27,10 @@ def test_every_level_has_a_register_tile() -> None:
     levels = _core.isa_levels()
     assert levels[0] == "scalar"
     assert all(_core.kernels.gemm_rows(level) >= 1 for level in levels)
+
+
+def test_matrix_tiles_are_those_of_amx() -> None:
+    assert [level for level in _core.isa_levels() if _core.kernels.has_tiles(level)] in (
+        [],
+        ["amx"],
+    )

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from corpus import enough, spread
-from reference import compare_output, run
-from tokenizers import Tokenizer
-from transformers import AutoModel
+from parity import LAYERS, check, fewer, plan_of
 
 from tokprune_rt import _core
-from tokprune_rt.policy import ModelInfo, bind_policy, compile_plan, parse_policy, preset
+from tokprune_rt.policy import preset
 
-TEXTS = enough(500)
-LAYERS = 6
-CLS, SEP = 101, 102
-STATE_TOLERANCE = 5e-5
+SEP = 102
 
 PRESET_PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "ltp": [
@@ -134,70 +126,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def token_ids(minilm_folder: Any) -> list[list[int]]:
-    """Real texts from one word to the longest input, then the extreme lengths."""
-    tokenizer = Tokenizer.from_file(str(minilm_folder / "tokenizer.json"))
-    tokenizer.enable_truncation(max_length=512)
-    tokenizer.no_padding()
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(spread(TEXTS))]
-    words = [token for row in ids for token in row if token not in (CLS, SEP)]
-    return [*ids, [CLS], [SEP], [2023], [CLS, *words[:510], SEP]]
-
-
-@pytest.fixture(scope="module")
-def torch_model(minilm_folder: Any) -> Any:
-    torch.set_num_threads(2)
-    return AutoModel.from_pretrained(minilm_folder, attn_implementation="eager").eval()
-
-
-@pytest.fixture(scope="module")
 def encoder(minilm: Any) -> Any:
     return minilm.engine.encoder
-
-
-def fewer(token_ids: list[list[int]]) -> list[list[int]]:
-    """A fifth of the texts, and the extreme lengths."""
-    return [*token_ids[:-4:5], *token_ids[-4:]]
-
-
-def plan_of(document: dict[str, Any]) -> dict[str, Any]:
-    info = ModelInfo(layers=LAYERS, vocab_size=30522, max_positions=512)
-    plan = compile_plan(bind_policy(parse_policy(document, document.pop("tensors", None)), info))
-    assert plan is not None
-    return plan
-
-
-def chunks(token_ids: list[list[int]], padded_tokens: int = 4096) -> Iterator[list[list[int]]]:
-    """Sequences of similar length together, so that the padded reference stays small."""
-    chunk: list[list[int]] = []
-    for row in sorted(token_ids, key=len):
-        if chunk and len(row) * (len(chunk) + 1) > padded_tokens:
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    yield chunk
-
-
-def check(
-    encoder: Any, torch_model: Any, token_ids: list[list[int]], plan: dict[str, Any]
-) -> float:
-    """Asserts equal decisions outside the tie band and equal states; returns the kept share."""
-    compiled = _core.Plan(plan)
-    agreeing = kept = 0
-    for rows in chunks(token_ids):
-        flat = np.concatenate([np.asarray(row, np.int32) for row in rows])
-        cu_seqlens = np.cumsum([0, *map(len, rows)]).astype(np.int32)
-        ours = encoder.forward(flat, cu_seqlens, plan=compiled, trace=True)
-        reference = run(torch_model, rows, plan, dtype=torch.float32, pooling=["mean"])
-        result = compare_output(reference, ours)
-        assert result.mismatches == []
-        assert result.hidden <= STATE_TOLERANCE
-        assert result.pooled <= STATE_TOLERANCE
-        assert result.scores <= 1e-3
-        agreeing += len(result.agreeing)
-        kept += sum(map(len, reference.kept[-1]))
-    assert agreeing >= 0.98 * len(token_ids), "too many ties to mean anything"
-    return kept / sum(map(len, token_ids))
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=[f"{n}-{i}" for n, i in CASES])

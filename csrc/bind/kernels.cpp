@@ -157,6 +157,26 @@ void pack_rows(const std::string& isa, const FloatArray& src, FloatArray dst, in
       {.src = src.data(), .ld_src = stride(src), .dst = dst.mutable_data(), .n = n, .k = k});
 }
 
+void pack_transposed_bf16(const std::string& isa, const FloatArray& src, HalfArray dst,
+                          std::optional<HalfArray> dst_low, int64_t n, int64_t k) {
+  table(isa).pack_transposed_bf16({.src = src.data(),
+                                   .ld_src = stride(src),
+                                   .dst = dst.mutable_data(),
+                                   .dst_low = dst_low ? dst_low->mutable_data() : nullptr,
+                                   .n = n,
+                                   .k = k});
+}
+
+void pack_rows_bf16(const std::string& isa, const FloatArray& src, HalfArray dst,
+                    std::optional<HalfArray> dst_low, int64_t n, int64_t k) {
+  table(isa).pack_rows_bf16({.src = src.data(),
+                             .ld_src = stride(src),
+                             .dst = dst.mutable_data(),
+                             .dst_low = dst_low ? dst_low->mutable_data() : nullptr,
+                             .n = n,
+                             .k = k});
+}
+
 void softmax(const std::string& isa, FloatArray s, int64_t n, float scale, FloatArray inv_sum) {
   table(isa).softmax({.s = s.mutable_data(),
                       .ld = stride(s),

@@ -118,8 +118,8 @@ struct GemmBf16Args {
 };
 
 // Computes  for each row, with zero in the range [low, high] of its values: scale = (high - low) /
-//           255, zero = round(-low / scale), dst = round(src / scale) + zero; with 255 / (high - low) for
-//           1 / scale, and for ranges that are not above 1e-30 or not finite, 0.
+//           255, zero = round(-low / scale), dst = round(src / scale) + zero; with 255 / (high -
+//           low) for 1 / scale, and for ranges that are not above 1e-30 or not finite, 0.
 // Shapes    src [rows, cols], dst [rows, round_up(cols, 64)].
 // Padding   dst columns beyond cols are set to 0.
 // Numerics  round half to even, each operation rounded once: the same bits on every level.
@@ -171,10 +171,10 @@ struct PackRowsArgs {
   int64_t k;
 };
 
-// As PackTransposedArgs, in bfloat16 panels; if dst_low is given, it gets the panels of what dst
-// leaves.
-// Padding   k is padded with zeros to a multiple of 32, n to one of 16.
-// Numerics  as RoundRowsArgs.
+// Computes  what PackTransposedArgs does in bfloat16 panels: dst from the rounded values and, if
+//           dst_low is given, dst_low from what rounding leaves, as in RoundRowsArgs.
+// Padding   rows k .. round_up(k, 32) and columns n .. round_up(n, 16) of B are zero.
+// Numerics  round to nearest even.
 struct PackTransposedBf16Args {
   const float* src;
   int64_t ld_src;
@@ -184,7 +184,7 @@ struct PackTransposedBf16Args {
   int64_t k;
 };
 
-// As PackRowsArgs, otherwise as above.
+// Computes  what PackRowsArgs does, otherwise as above.
 struct PackRowsBf16Args {
   const float* src;
   int64_t ld_src;

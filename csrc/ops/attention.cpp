@@ -4,22 +4,25 @@
 #include <utility>
 
 #include "base/math.h"
+#include "ops/attention_product.h"
 
 namespace tokprune {
 namespace {
 
-using kernels::Epilogue;
 using kernels::kPanel;
 
 // Query rows per block: the block of scores and one pair of key panels stay in the first-level
-// cache for sequences of usual length.
+// cache for sequences of usual length. Tiles take rows by 32.
 constexpr int64_t kQueryBlock = 24;
+constexpr int64_t kTileQueryBlock = 2 * kernels::kTileRows;
+constexpr int64_t kMaxQueryBlock = std::max(kQueryBlock, kTileQueryBlock);
 
 // One (sequence, head) pair.
 struct Head {
   const AttentionArgs& args;
   const kernels::KernelTable& kernels;
   const AttentionScratch& scratch;
+  int terms;  // attention_terms
   RowSpan rows;
   int64_t head;
 
@@ -28,36 +31,18 @@ struct Head {
     return args.qkv + rows.begin * args.ld_qkv + index * args.shape.part_stride + head * dim();
   }
 
-  void pack_keys() const {
-    kernels.pack_transposed({.src = part(1),
-                             .ld_src = args.ld_qkv,
-                             .dst = scratch.keys(),
-                             .n = rows.count,
-                             .k = dim()});
+  HeadProduct key_product() const {
+    return {kernels, terms, scratch.keys(), scratch.rounded(), dim(), rows.count};
   }
-
-  void pack_values() const {
-    kernels.pack_rows({.src = part(2),
-                       .ld_src = args.ld_qkv,
-                       .dst = scratch.values(),
-                       .n = dim(),
-                       .k = rows.count});
+  HeadProduct value_product() const {
+    return {kernels, terms, scratch.values(), scratch.rounded(), rows.count, dim()};
   }
+  void pack_keys() const { key_product().pack_transposed(part(1), args.ld_qkv); }
+  void pack_values() const { value_product().pack_rows(part(2), args.ld_qkv); }
 
   // Unnormalised probabilities of query rows [q0, q0 + queries), and the inverse of their sums.
   void probabilities(int64_t q0, int64_t queries, float* p, int64_t ld, float* inv_sum) const {
-    kernels::GemmArgs gemm{};
-    gemm.a = part(0) + q0 * args.ld_qkv;
-    gemm.lda = args.ld_qkv;
-    gemm.b = scratch.keys();
-    gemm.b_panel_stride = dim() * kPanel;
-    gemm.c = p;
-    gemm.ldc = ld;
-    gemm.m = queries;
-    gemm.panels = ceil_div(rows.count, kPanel);
-    gemm.k = dim();
-    gemm.epilogue.kind = Epilogue::kNone;
-    kernels.gemm(gemm);
+    key_product().multiply(part(0) + q0 * args.ld_qkv, args.ld_qkv, queries, p, ld, nullptr);
     float scale = args.shape.scale;
     if (args.bias.table) {
       const int64_t max = args.bias.max_positions;
@@ -102,14 +87,14 @@ struct Head {
         any |= vote;
       }
       if (!any) continue;
-      float own[kQueryBlock];
+      float own[kMaxQueryBlock];
       if (!statistic.diagonal) {
         for (int64_t i = 0; i < queries; ++i) own[i] = std::exchange(p[i * ld + q0 + i], 0.0f);
       }
       // The kernel writes whole vectors; neighbouring sequences share the row of sums, so it works
       // on a private copy whose tail is not copied back.
       float* sum = statistic.sum + head * statistic.ld + rows.begin;
-      float* acc = weight + kQueryBlock;
+      float* acc = weight + kMaxQueryBlock;
       std::copy_n(sum, rows.count, acc);
       kernels.column_sum(
           {.p = p, .ld = ld, .rows = queries, .n = rows.count, .row_weight = weight, .acc = acc});
@@ -124,23 +109,18 @@ struct Head {
     // Whole panels are written, so a head narrower than its panels goes through scratch.
     const bool direct = dim() % kPanel == 0;
     const int64_t padded = round_up(dim(), kPanel);
-    kernels::GemmArgs gemm{};
-    gemm.a = p;
-    gemm.lda = ld;
-    gemm.b = scratch.values();
-    gemm.b_panel_stride = rows.count * kPanel;
-    gemm.m = queries;
-    gemm.panels = padded / kPanel;
-    gemm.k = rows.count;
-    gemm.epilogue.kind = Epilogue::kRowScale;
-    gemm.epilogue.row_scale = inv_sum;
-    gemm.c = direct ? dst : scratch.output();
-    gemm.ldc = direct ? args.ld_dst : padded;
-    kernels.gemm(gemm);
+    value_product().multiply(p, ld, queries, direct ? dst : scratch.output(),
+                             direct ? args.ld_dst : padded, inv_sum);
     if (direct) return;
     for (int64_t i = 0; i < queries; ++i) {
       std::copy_n(scratch.output() + i * padded, dim(), dst + i * args.ld_dst);
     }
+  }
+
+  template <class Body>
+  void for_each_block(int64_t queries, const Body& body) const {
+    const int64_t block = terms ? kTileQueryBlock : kQueryBlock;
+    for (int64_t q0 = 0; q0 < queries; q0 += block) body(q0, std::min(block, queries - q0));
   }
 
   float* output(int64_t row) const { return args.dst + row * args.ld_dst + head * dim(); }
@@ -150,11 +130,13 @@ template <class Body>
 void for_each_head(const Context& context, const AttentionArgs& args, const Body& body) {
   const int64_t heads = args.shape.heads;
   const auto tasks = static_cast<int64_t>(args.sequences.size()) * heads;
+  const kernels::KernelTable& kernels = *context.kernels;
+  const int terms = attention_terms(kernels, args.precision);
   context.pool->for_each(tasks, [&](int64_t task, int part) {
     const int64_t sequence = task / heads;
     const RowSpan rows = args.sequences[static_cast<std::size_t>(sequence)];
     if (rows.count == 0) return;
-    body(Head{args, *context.kernels, args.scratch[part], rows, task % heads}, sequence);
+    body(Head{args, kernels, args.scratch[part], terms, rows, task % heads}, sequence);
   });
 }
 
@@ -163,11 +145,12 @@ void for_each_head(const Context& context, const AttentionArgs& args, const Body
 AttentionScratch::AttentionScratch(const AttentionShape& shape, int64_t max_keys) {
   const int64_t keys = round_up(max_keys, kPanel);
   const int64_t dim = round_up(shape.head_dim, kPanel);
-  values_at_ = keys * dim;
-  block_at_ = values_at_ + keys * dim;
-  output_at_ = block_at_ + kQueryBlock * keys;
-  weight_at_ = output_at_ + kQueryBlock * dim;
-  memory_ = AlignedArray<float>(static_cast<std::size_t>(weight_at_ + 2 * kQueryBlock + keys));
+  values_at_ = HeadProduct::packed_floats(dim, keys);
+  block_at_ = values_at_ + HeadProduct::packed_floats(keys, dim);
+  rounded_at_ = block_at_ + kMaxQueryBlock * keys;
+  output_at_ = rounded_at_ + HeadProduct::rounded_floats(kMaxQueryBlock, std::max(keys, dim));
+  weight_at_ = output_at_ + kMaxQueryBlock * dim;
+  memory_ = AlignedArray<float>(static_cast<std::size_t>(weight_at_ + kMaxQueryBlock + keys));
 }
 
 void attention(const Context& context, const AttentionArgs& args, bool first_row_only) {
@@ -178,14 +161,13 @@ void attention(const Context& context, const AttentionArgs& args, bool first_row
     const int64_t ld = round_up(head.rows.count, kPanel);
     const int64_t total = first_row_only ? 1 : head.rows.count;
     float* p = head.scratch.block();
-    float inv_sum[kQueryBlock];
-    for (int64_t q0 = 0; q0 < total; q0 += kQueryBlock) {
-      const int64_t queries = std::min(kQueryBlock, total - q0);
+    float inv_sum[kMaxQueryBlock];
+    head.for_each_block(total, [&](int64_t q0, int64_t queries) {
       head.probabilities(q0, queries, p, ld, inv_sum);
       head.add_statistics(q0, queries, p, ld, inv_sum);
       head.values(p, ld, queries, inv_sum,
                   head.output(first_row_only ? sequence : head.rows.begin + q0));
-    }
+    });
   });
 }
 
@@ -202,11 +184,10 @@ void attention_probabilities(const Context& context, const AttentionArgs& args,
     const int64_t ld = round_up(n, kPanel);
     float* p = store.data + store.offset[sequence] + head.head * n * ld;
     float* inv_sum = store.inv_sum + head.head * store.ld + head.rows.begin;
-    for (int64_t q0 = 0; q0 < n; q0 += kQueryBlock) {
-      const int64_t queries = std::min(kQueryBlock, n - q0);
+    head.for_each_block(n, [&](int64_t q0, int64_t queries) {
       head.probabilities(q0, queries, p + q0 * ld, ld, inv_sum + q0);
       head.add_statistics(q0, queries, p + q0 * ld, ld, inv_sum + q0);
-    }
+    });
   });
 }
 
@@ -226,10 +207,9 @@ void attention_values(const Context& context, const AttentionArgs& args,
       std::copy_n(p + from * ld, n, p + i * ld);
       inv_sum[i] = inv_sum[from];
     }
-    for (int64_t q0 = 0; q0 < keep.count; q0 += kQueryBlock) {
-      const int64_t queries = std::min<int64_t>(kQueryBlock, keep.count - q0);
+    head.for_each_block(keep.count, [&](int64_t q0, int64_t queries) {
       head.values(p + q0 * ld, ld, queries, inv_sum + q0, head.output(keep.out_begin + q0));
-    }
+    });
   });
 }
 

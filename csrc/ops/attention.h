@@ -3,7 +3,10 @@
 // Two forms. The fused form (attention) never stores more than a block of probabilities. The
 // staged form keeps the probabilities of a few sequences, so that a decision taken from their
 // statistics can skip P V for the rows it drops: attention_probabilities, then the decision, then
-// attention_values for the survivors.
+// attention_values for the survivors. Both give the same bits.
+//
+// Softmax and statistics are float32 in every precision: bfloat16 only enters the two products, and
+// probabilities are counted before they are rounded.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +14,7 @@
 
 #include "base/aligned.h"
 #include "ops/context.h"
+#include "ops/packed_linear.h"
 
 namespace tokprune {
 
@@ -51,16 +55,18 @@ class AttentionScratch {
   float* keys() const { return memory_.data(); }
   float* values() const { return memory_.data() + values_at_; }
   float* block() const { return memory_.data() + block_at_; }
+  float* rounded() const { return memory_.data() + rounded_at_; }
   float* output() const { return memory_.data() + output_at_; }
   float* row_weight() const { return memory_.data() + weight_at_; }
 
  private:
   AlignedArray<float> memory_;
-  int64_t values_at_ = 0, block_at_ = 0, output_at_ = 0, weight_at_ = 0;
+  int64_t values_at_ = 0, block_at_ = 0, rounded_at_ = 0, output_at_ = 0, weight_at_ = 0;
 };
 
 struct AttentionArgs {
   AttentionShape shape;
+  Precision precision = Precision::kFp32;  // of both products, where the level has matrix tiles
   RelativeBias bias;
   const float* qkv = nullptr;  // [rows, 3 * part_stride]
   int64_t ld_qkv = 0;

@@ -44,16 +44,18 @@ def run(
     dtype: torch.dtype = torch.float64,
     *,
     pooling: Sequence[str] | None = None,
+    precision: str = "fp32",
 ) -> ReferenceResult:
     """Run `plan` (None: dense) over the sequences `input_ids` with the weights of `model`.
 
     token_type_ids, segment_ids (default: token_type_ids) and protect (non-zero: may not leave) have
-    the shape of input_ids. `pooling` lists modes to concatenate into `pooled`.
+    the shape of input_ids. `pooling` lists modes to concatenate into `pooled`; `precision` is the
+    arithmetic of the layers' products (see rounding.py).
     ValueError for unknown kinds in the plan, a plan for another number of layers, an empty
     sequence, or a plan that needs segments when none are given.
     """
     with torch.inference_mode():
-        encoder = read_encoder(model, dtype)
+        encoder = read_encoder(model, dtype, precision)
         plan = plan or {"layers": len(encoder.layers), "steps": []}
         if plan["layers"] != len(encoder.layers):
             raise ValueError(f"plan for {plan['layers']} layers, model has {len(encoder.layers)}")

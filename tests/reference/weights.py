@@ -15,18 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .rounding import Linear, product
+
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
-
-
-@dataclass(frozen=True)
-class Linear:
-    """y = x W^T + b, weight [out, in]."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -89,14 +80,18 @@ class Encoder:
         return torch.cumsum(real, dim=0) * real + self.padding_idx
 
 
-def read_encoder(model: nn.Module, dtype: torch.dtype) -> Encoder:
-    """The encoder of `model` in `dtype`. ValueError for an unknown model type."""
+def read_encoder(model: nn.Module, dtype: torch.dtype, precision: str = "fp32") -> Encoder:
+    """The encoder of `model` in `dtype`, its layers' products in `precision` (see rounding.py).
+
+    ValueError for an unknown model type.
+    """
     config: Any = model.config
     model_type: str = config.model_type
     base: Any = getattr(model, str(model.base_model_prefix), model)
 
-    def linear(module: Any) -> Linear:
-        return Linear(module.weight.detach().to(dtype), module.bias.detach().to(dtype))
+    def linear(module: Any, of_layer: bool = True) -> Linear:
+        rounding = precision if of_layer else "fp32"
+        return product(module.weight.detach(), module.bias.detach(), rounding, dtype)
 
     def norm(module: Any) -> LayerNorm:
         return LayerNorm(
@@ -163,7 +158,7 @@ def read_encoder(model: nn.Module, dtype: torch.dtype) -> Encoder:
         position=embeddings.position_embeddings.weight.detach().to(dtype),
         token_type=None if types is None else types.weight.detach().to(dtype),
         norm=norm(embeddings.LayerNorm),
-        project=None if project is None else linear(project),
+        project=None if project is None else linear(project, of_layer=False),
         padding_idx=embeddings.padding_idx if model_type in _OFFSET_POSITIONS else None,
         layers=layers,
         relative_bias=relative_bias,
