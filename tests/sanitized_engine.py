@@ -25,8 +25,9 @@ def run_everything(core: Any) -> None:
     levels = core.isa_levels()
     for level in levels:
         for precision in precisions(core, level):
-            for name, changes in rm.MODELS.items():
-                shape = rm.config(**changes)
+            # Every model at float32; the one with the oddest sizes otherwise.
+            for name in rm.MODELS if precision == "fp32" else ["mpnet"]:
+                shape = rm.config(**rm.MODELS[name])
                 threads = 3 if level == levels[-1] else 1
                 # A fresh encoder each time: its workspace grows with the batches below.
                 encoder = packed_apart(core, shape, threads, level, precision)

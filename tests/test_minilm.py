@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from corpus import enough, spread
+from engine_calls import SLACK
 from scipy.stats import spearmanr
 
 import tokprune_rt
@@ -46,7 +47,7 @@ def test_embeddings_of_real_text(
         expected = sentence_transformer.encode(texts, batch_size=64)
     finally:
         sentence_transformer.max_seq_length = published
-    np.testing.assert_allclose(ours.encode(texts), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(ours.encode(texts), expected, rtol=0, atol=2e-5 * SLACK)
 
 
 def test_hidden_states_at_full_length(minilm: Any, sentence_transformer: Any) -> None:
@@ -59,7 +60,34 @@ def test_hidden_states_at_full_length(minilm: Any, sentence_transformer: Any) ->
         with torch.inference_mode():
             expected = encoder(torch.tensor(ids[None])).last_hidden_state[0].numpy()
         actual = minilm.forward([ids.tolist()]).hidden[0]
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * SLACK)
+
+
+@pytest.fixture(scope="module")
+def exact(minilm_folder: Path) -> Any:
+    """Unit-length embeddings at fp32."""
+    model = tokprune_rt.load(minilm_folder, "off", "fp32")
+    return model.encode(spread(enough(400)), normalize_embeddings=True)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("bf16", 0.9999), ("int8", 0.98)])
+def test_reduced_precision_stays_close(
+    minilm_folder: Path, exact: Any, precision: str, least: float
+) -> None:
+    """The smallest cosine to fp32 over texts of every length."""
+    model = tokprune_rt.load(minilm_folder, "off", precision)
+    found = model.encode(spread(enough(400)), normalize_embeddings=True)
+    cosine = np.sum(exact.astype(np.float64) * found, axis=1)
+    assert least <= cosine.min() < 1
+
+
+def test_bf16x3_is_float32(minilm_folder: Path, exact: Any) -> None:
+    """Without matrix tiles to the bit, with them to 16 bits of every product."""
+    model = tokprune_rt.load(minilm_folder, "off", "bf16x3")
+    found = model.encode(spread(enough(400)), normalize_embeddings=True)
+    if model.engine.encoder.precision == "fp32":
+        np.testing.assert_array_equal(found, exact)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=2e-5 * SLACK)
 
 
 @pytest.mark.skipif(not STSB_DEV.exists(), reason="STS-B is not shipped with the project")

@@ -21,7 +21,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("native"))
 
 
-@pytest.mark.parametrize("name", ["allocations", "thread_pool", "concurrent_forward"])
+@pytest.mark.parametrize(
+    "name", ["allocations", "thread_pool", "concurrent_forward", "tile_kernels"]
+)
 def test_program_passes(built: Path, name: str) -> None:
     check([program(built, name)])
 
@@ -40,15 +42,29 @@ def test_kernel_object_exports_its_table_and_nothing_else(built: Path, level: st
     exported = [(name, kind) for name, kind in symbols if kind.isupper() and kind != "U"]
     assert len(exported) == 1, exported
     name, kind = exported[0]
-    assert re.search(rf"k{level.capitalize()}Table", name)
+    table = "".join(part.capitalize() for part in level.split("_"))
+    assert re.search(rf"k{table}Table", name)
     assert kind in "DR"
     # Weak (w, v) and unique (u) symbols are lower case when undefined or merged by the loader.
     assert not [name for name, kind in symbols if kind in "wWvVu"]
     assert {name for name, kind in symbols if kind == "U"} <= IMPLICIT
 
 
-@pytest.mark.parametrize(("level", "forbidden"), [("scalar", "[yz]mm"), ("avx2", "zmm")])
-def test_no_instruction_of_a_higher_level(built: Path, level: str, forbidden: str) -> None:
+EVEX = "%zmm|%k[0-7]|%[xy]mm(1[6-9]|2[0-9]|3[01])"
+TILES = "%tmm|tilerelease|ldtilecfg"
+FORBIDDEN = {
+    "scalar": "%[yz]mm",
+    "avx2": f"{EVEX}|vpdp",
+    "avx_vnni": EVEX,
+    "avx512": f"vpdp|{TILES}",
+    "avx512_vnni": f"vcvtne|{TILES}",
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_instruction_of_a_higher_level(built: Path, level: str) -> None:
     code = check([cache_entry(built, "CMAKE_OBJDUMP"), "-d", kernel_object(built, level)])
-    assert re.search("%[xy]mm", code)
-    assert not re.search(f"%{forbidden}", code)
+    assert re.search("%[xyz]mm", code)
+    assert level in FORBIDDEN or level == "amx", "say what this level may not use"
+    if level in FORBIDDEN:
+        assert not re.search(FORBIDDEN[level], code)

@@ -86,6 +86,7 @@ def test_what_a_request_becomes(level: str) -> None:
     becomes = {"fp32": "fp32", "bf16": "bf16", "int8": "int8", "bf16x3": exact, "auto": exact}
     for request, precision in becomes.items():
         assert _core.Encoder(shape, weights, 1, level, request).precision == precision
+        assert _core.resolve_precision(request, level) == precision
     assert _core.Encoder(shape, weights, 1, level).precision == exact
 
 
@@ -116,6 +117,8 @@ def test_unknown_precision_is_refused(name: str) -> None:
     message = f"unknown precision '{name}'; supported: auto, fp32, bf16, int8, bf16x3"
     with pytest.raises(ValueError, match=message):
         _core.Encoder(shape, rm.tensors(shape), 1, "", name)
+    with pytest.raises(ValueError, match=message):
+        _core.resolve_precision(name)
 
 
 def is_product(name: str) -> bool:

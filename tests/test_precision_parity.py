@@ -20,8 +20,8 @@ from tokprune_rt.policy import preset
 # another step, and every layer multiplies such steps. Two layers still tell right from wrong.
 SHALLOW = 2
 BF16 = Tolerance("bf16-weights")
-BF16_TILES = Tolerance("bf16", states=0.1, scores=0.2, band=1e-2, agreeing=0.85)
-INT8 = Tolerance("int8", states=0.1, scores=0.2, band=1e-2, agreeing=0.85)
+BF16_TILES = Tolerance("bf16", states=0.1, scores=0.2, band=1e-2, agreeing=0.7)
+INT8 = Tolerance("int8", states=0.1, scores=0.2, band=1e-2, agreeing=0.7)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "ltp": {"official": True, "final_threshold": 0.02},

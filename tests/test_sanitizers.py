@@ -28,7 +28,9 @@ def test_no_data_race(thread_build: Path, name: str) -> None:
     check([program(thread_build, name)])
 
 
-@pytest.mark.parametrize("name", ["allocations", "thread_pool", "concurrent_forward"])
+@pytest.mark.parametrize(
+    "name", ["allocations", "thread_pool", "concurrent_forward", "tile_kernels"]
+)
 def test_no_invalid_access_in_programs(address_build: Path, name: str) -> None:
     # A forked child abandons its parent's threads on purpose, which looks like a leak.
     leaks = "0" if name == "thread_pool" else "1"

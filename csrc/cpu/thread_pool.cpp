@@ -25,7 +25,7 @@ T wait_while_equal(const std::atomic<T>& value, T old) {
 }  // namespace
 
 struct ThreadPool::Team {
-  explicit Team(int threads) : claimed(static_cast<std::size_t>(threads)) {
+  explicit Team(int threads) : starting(threads - 1), claimed(static_cast<std::size_t>(threads)) {
     workers.reserve(static_cast<std::size_t>(threads - 1));
     try {
       for (int part = 1; part < threads; ++part) {
@@ -36,6 +36,9 @@ struct ThreadPool::Team {
       end();
       throw;
     }
+    // A thread that starts later would allocate its own state in the middle of somebody's run.
+    int missing = threads - 1;
+    while (missing != 0) missing = wait_while_equal(starting, missing);
   }
 
   ~Team() { end(); }
@@ -48,6 +51,7 @@ struct ThreadPool::Team {
   }
 
   void serve(int part) {
+    if (starting.fetch_sub(1, std::memory_order_acq_rel) == 1) starting.notify_one();
     uint32_t seen = 0;
     while (true) {
       uint32_t now = epoch.load(std::memory_order_acquire);
@@ -91,6 +95,7 @@ struct ThreadPool::Team {
   };
 
   std::atomic<uint32_t> epoch{0};
+  std::atomic<int> starting;  // workers that are not running yet
   std::atomic<int> pending{0};
   std::atomic<bool> stop{false};
   std::atomic<bool> busy{false};

@@ -118,8 +118,8 @@ struct GemmBf16Args {
 };
 
 // Computes  for each row, with zero in the range [low, high] of its values: scale = (high - low) /
-//           255, zero = round(-low / scale), dst = round(src / scale) + zero; with 255 / (high -
-//           low) for 1 / scale, and for ranges that are not above 1e-30 or not finite, 0.
+//           255, zero = round(-low / scale), dst = round(src / scale) + zero, where 1 / scale is
+//           255 / (high - low), or 0 if that range is not above 1e-30 or not finite.
 // Shapes    src [rows, cols], dst [rows, round_up(cols, 64)].
 // Padding   dst columns beyond cols are set to 0.
 // Numerics  round half to even, each operation rounded once: the same bits on every level.

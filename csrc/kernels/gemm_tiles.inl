@@ -246,7 +246,7 @@ inline void multiply_in_tiles(const typename Product::Args& g) {
   const int64_t strips = (g.m + strip - 1) / strip;
   const int64_t lines = (kTileRows + strips - 1) / strips;
 
-  alignas(64) char scratch[kMaxSums * kTileBytes] = {};
+  alignas(64) char scratch[kMaxSums * kTileBytes];
   Tiles tiles;
   TileBlock block;
   block.step = 0;

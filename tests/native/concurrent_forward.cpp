@@ -1,5 +1,6 @@
 // Engine::forward from several threads at once gives the bits of a single caller.
 #include <cstdio>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -26,14 +27,14 @@ void check_level(IsaLevel level, int threads, const NamedPrecision& arithmetic) 
     const auto extra = static_cast<int32_t>(seed * 9);
     batches.emplace_back(model->config, std::vector<int32_t>{17 + extra, 1, 26, 2 + extra}, seed);
   }
-  // Large enough for every thread to run parts of its own; only for the first two plans.
-  batches.emplace_back(model->config, std::vector<int32_t>(48, 33), 3);
+  // Large enough for every thread to run parts of its own; only for the first plan.
+  if (threads > 1) batches.emplace_back(model->config, std::vector<int32_t>(48, 33), 3);
   const auto run = [&](std::size_t plan, std::size_t batch) {
     ForwardOptions options;
     options.plan = plans[plan].plan.get();
     return engine.forward(batches[batch].view(), options, /*trace=*/false);
   };
-  const auto batches_of = [&](std::size_t plan) { return batches.size() - (plan < 2 ? 0 : 1); };
+  const auto batches_of = [&](std::size_t plan) { return plan == 0 ? batches.size() : 3; };
   std::vector<std::vector<EngineOutput>> expected(plans.size());
   for (std::size_t p = 0; p < plans.size(); ++p) {
     for (std::size_t b = 0; b < batches_of(p); ++b) expected[p].push_back(run(p, b));
@@ -59,9 +60,15 @@ void check_level(IsaLevel level, int threads, const NamedPrecision& arithmetic) 
 
 int main() {
   using tokprune::testing::precisions_of;
-  for (tokprune::IsaLevel level : tokprune::supported_isa_levels()) {
+  std::span levels = tokprune::supported_isa_levels();
+#ifdef __SANITIZE_THREAD__
+  // Races do not depend on kernels, and watched kernels take minutes.
+  levels = levels.last(1);
+#endif
+  for (tokprune::IsaLevel level : levels) {
+    tokprune::testing::check_level(level, 1, {"fp32", tokprune::Precision::kFp32});
     for (const auto& arithmetic : precisions_of(tokprune::kernels::table_for(level))) {
-      for (int threads : {1, 3}) tokprune::testing::check_level(level, threads, arithmetic);
+      tokprune::testing::check_level(level, 3, arithmetic);
     }
   }
   std::puts("concurrent forward ok");

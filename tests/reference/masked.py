@@ -64,6 +64,7 @@ def run(
             if step["site"] not in SITES or not 0 <= step["layer"] < layers:
                 raise ValueError(f"no site {step['site']!r} at layer {step['layer']}")
         state = _State(encoder, input_ids, plan, token_type_ids, segment_ids, protect)
+        state.rounds_attention = precision == "bf16"
         for index, layer in enumerate(encoder.layers):
             state.run_layer(index, layer)
         return state.result(pooling)
@@ -71,6 +72,8 @@ def run(
 
 class _State:
     """Padded state [B, S, ...] and the traces, changed layer by layer."""
+
+    rounds_attention = False  # both sides of its products, to bfloat16
 
     def __init__(
         self,
@@ -151,8 +154,11 @@ class _State:
         def split(rows: Tensor) -> Tensor:
             return rows.view(batch, slots, heads, width // heads).transpose(1, 2)
 
+        def rounded(values: Tensor) -> Tensor:
+            return values.bfloat16().to(values.dtype) if self.rounds_attention else values
+
         q, k, v = split(layer.q(self.x)), split(layer.k(self.x)), split(layer.v(self.x))
-        logits = q @ k.transpose(2, 3) / math.sqrt(width // heads)
+        logits = rounded(q) @ rounded(k).transpose(2, 3) / math.sqrt(width // heads)
         if self.encoder.relative_bias is not None:
             distance = self.position[:, None, :] - self.position[:, :, None]
             logits = logits + self.encoder.relative_bias(distance).permute(0, 3, 1, 2)
@@ -162,7 +168,11 @@ class _State:
         probs = probs.masked_fill(dead_keys, 0.0)
         self.update_statistics(probs, v)
 
-        context = (probs @ v).transpose(1, 2).reshape(batch, slots, width)
+        # Importance above is that of the probabilities before they are rounded.
+        top = probs.amax(dim=-1, keepdim=True)
+        parts = probs / torch.where(top > 0, top, 1)
+        context = (rounded(parts) @ rounded(v)) * top
+        context = context.transpose(1, 2).reshape(batch, slots, width)
         # A first token that left in an earlier step gets no context, so O gives it its bias alone.
         # One that leaves at mid of this very layer still receives this layer's context.
         context[self.passive, 0] = 0.0

