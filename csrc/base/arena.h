@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <new>
 #include <span>
+#include <utility>
 
 #include "base/aligned.h"
 #include "base/math.h"
@@ -44,7 +45,7 @@ class ZeroPages {
   std::size_t size() const { return size_; }
 
  private:
-  void swap(ZeroPages& other) {
+  void swap(ZeroPages& other) noexcept {
     std::swap(start_, other.start_);
     std::swap(mapped_, other.mapped_);
     std::swap(data_, other.data_);
