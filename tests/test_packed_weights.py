@@ -148,7 +148,6 @@ def test_wrong_shapes_are_refused() -> None:
                 _core.Encoder(shape, known | {name: wrong}, 1, "", "int8", packed=packed)
 
 
-@pytest.mark.xfail(strict=True, reason="pybind11's RuntimeError about a cast, without the name")
 @pytest.mark.parametrize("wrong", [None, "60x48", (60.0, 48.0), np.zeros((60, 48), np.float32)])
 def test_what_is_no_shape_is_refused(wrong: Any) -> None:
     shape, known, packed = packed_model("first", "int8")
@@ -167,7 +166,6 @@ except ValueError as error: print(error)
 """
 
 
-@pytest.mark.xfail(strict=True, reason="taken for packed=None; reads the values of bare shapes")
 def test_no_bytes_are_refused() -> None:
     script = NO_BYTES.format(tests=str(Path(__file__).parent))
     command = [sys.executable, "-c", script]

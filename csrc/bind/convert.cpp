@@ -1,7 +1,5 @@
 #include "bind/convert.h"
 
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <initializer_list>
 #include <set>
@@ -233,7 +231,18 @@ TensorMap to_tensors(const py::dict& dict, bool only_shapes) {
   for (const auto& [key, value] : dict) {
     const std::string name = py::str(key);
     if (only_shapes) {
-      tensors.emplace(name, TensorView{.shape = value.cast<std::vector<int64_t>>()});
+      if (!py::isinstance<py::tuple>(value) && !py::isinstance<py::list>(value)) {
+        throw py::type_error(concat("the shape of tensor '", name, "' is not a tuple or list"));
+      }
+      TensorView view;
+      for (const py::handle extent : py::reinterpret_borrow<py::sequence>(value)) {
+        if (!py::isinstance<py::int_>(extent)) {
+          throw py::type_error(
+              concat("the shape of tensor '", name, "' holds a value that is no int"));
+        }
+        view.shape.push_back(extent.cast<int64_t>());
+      }
+      tensors.emplace(name, std::move(view));
       continue;
     }
     if (!py::isinstance<FloatArray>(value)) {

@@ -163,7 +163,7 @@ PYBIND11_MODULE(_core, m) {
                        const std::optional<ByteArray>& packed) {
              EncoderConfig parsed = to_config(config);
              const TensorMap views = to_tensors(tensors, packed.has_value());
-             std::span<const std::byte> memory;
+             std::optional<std::span<const std::byte>> memory;
              if (packed) {
                memory = std::as_bytes(std::span(packed->data(), packed->size()));
              }

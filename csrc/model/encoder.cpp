@@ -26,7 +26,7 @@ bool reads_first_rows_only(const EncoderConfig& config, const RaggedBatch& batch
 }  // namespace
 
 Encoder::Encoder(EncoderConfig config, const Context& context, const TensorMap& tensors,
-                 Precision precision, std::span<const std::byte> packed)
+                 Precision precision, std::optional<std::span<const std::byte>> packed)
     : config_(std::move(config)),
       precision_(precision),
       weights_(context, config_, tensors, precision, packed) {}

@@ -43,7 +43,7 @@ class Encoder {
  public:
   // Arguments: EncoderWeights.
   Encoder(EncoderConfig config, const Context& context, const TensorMap& tensors,
-          Precision precision, std::span<const std::byte> packed);
+          Precision precision, std::optional<std::span<const std::byte>> packed);
 
   const EncoderConfig& config() const { return config_; }
   const EncoderWeights& weights() const { return weights_; }

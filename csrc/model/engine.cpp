@@ -144,7 +144,7 @@ struct Engine::IdleWorkspaces {
 };
 
 Engine::Engine(EncoderConfig config, const TensorMap& tensors, int threads, std::string_view isa,
-               std::string_view precision, std::span<const std::byte> packed)
+               std::string_view precision, std::optional<std::span<const std::byte>> packed)
     : isa_(resolve_isa(isa)),
       pool_(threads < 1 ? default_thread_count() : threads),
       serial_(1),

@@ -41,7 +41,7 @@ class Engine {
   // threads < 1 means the default count; isa "" means TOKPRUNE_ISA or the best level; precision is
   // "fp32", "bf16", "int8", "bf16x3" or "auto". `packed`: EncoderWeights.
   Engine(EncoderConfig config, const TensorMap& tensors, int threads, std::string_view isa,
-         std::string_view precision, std::span<const std::byte> packed);
+         std::string_view precision, std::optional<std::span<const std::byte>> packed);
   ~Engine();
 
   // Throws std::invalid_argument for a batch or options that do not fit the model.

@@ -130,13 +130,14 @@ void validate(const EncoderConfig& config) {
 
 EncoderWeights::EncoderWeights(const Context& context, const EncoderConfig& config,
                                const TensorMap& tensors, Precision precision,
-                               std::span<const std::byte> packed) {
+                               std::optional<std::span<const std::byte>> packed) {
   validate(config);
   // Shapes are checked before any memory is taken: the configuration may ask for any width.
   Arena measured;
   build(context, config, tensors, precision, measured);
-  memory_ = packed;
-  if (packed.empty()) {
+  if (packed) {
+    memory_ = *packed;
+  } else {
     pages_ = ZeroPages(measured.used());
     memory_ = {pages_.data(), pages_.size()};
   }
@@ -144,7 +145,7 @@ EncoderWeights::EncoderWeights(const Context& context, const EncoderConfig& conf
           " bytes; expected ", measured.used());
   // Read-only when it was given: an arena that is ready is never written.
   auto* writable = const_cast<std::byte*>(memory_.data());
-  Arena arena({writable, memory_.size()}, packed.empty() ? Arena::Use::kFill : Arena::Use::kReady);
+  Arena arena({writable, memory_.size()}, packed ? Arena::Use::kReady : Arena::Use::kFill);
   build(context, config, tensors, precision, arena);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -58,7 +59,7 @@ struct EncoderWeights {
   // Throws std::invalid_argument naming a tensor that is missing or misshapen, with the shape found
   // and the shape expected.
   EncoderWeights(const Context& context, const EncoderConfig& config, const TensorMap& tensors,
-                 Precision precision, std::span<const std::byte> packed = {});
+                 Precision precision, std::optional<std::span<const std::byte>> packed);
 
   // All of the above in one block.
   std::span<const std::byte> memory() const { return memory_; }
