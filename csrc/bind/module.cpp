@@ -184,8 +184,10 @@ PYBIND11_MODULE(_core, m) {
           "packed",
           [](const py::object& self) {
             const auto memory = self.cast<const Engine&>().encoder().weights().memory();
-            return py::array_t<uint8_t>(static_cast<py::ssize_t>(memory.size()),
-                                        reinterpret_cast<const uint8_t*>(memory.data()), self);
+            const auto* bytes = reinterpret_cast<const uint8_t*>(memory.data());
+            py::array_t<uint8_t> view(static_cast<py::ssize_t>(memory.size()), bytes, self);
+            view.attr("setflags")(py::arg("write") = false);
+            return view;
           })
       .def("forward", &forward, py::arg("input_ids").noconvert(), py::arg("cu_seqlens").noconvert(),
            py::kw_only(), py::arg("token_type_ids").noconvert() = py::none(),
