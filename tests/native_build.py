@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = "2"
+PROGRAMS = ("allocations", "thread_pool", "concurrent_forward", "linear", "tile_kernels")
 
 # The programs and the sanitized script force every level themselves, so one run covers them all.
 forces_every_level = pytest.mark.skipif(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from native_build import ROOT, build, cache_entry, check, forces_every_level, program
+from native_build import PROGRAMS, ROOT, build, cache_entry, check, forces_every_level, program
 
 pytestmark = forces_every_level
 
@@ -21,9 +21,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("native"))
 
 
-@pytest.mark.parametrize(
-    "name", ["allocations", "thread_pool", "concurrent_forward", "tile_kernels"]
-)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_program_passes(built: Path, name: str) -> None:
     check([program(built, name)])
 

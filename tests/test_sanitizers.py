@@ -6,16 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from native_build import build, cache_entry, check, forces_every_level, program
+from native_build import PROGRAMS, build, cache_entry, check, forces_every_level, program
 
 pytestmark = forces_every_level
+
+THREADED = ("thread_pool", "concurrent_forward", "linear")
 
 
 @pytest.fixture(scope="module")
 def thread_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("thread")
-    targets = ("thread_pool", "concurrent_forward")
-    return build(folder, sanitize="thread", optimise="-O1", targets=targets)
+    return build(folder, sanitize="thread", optimise="-O1", targets=THREADED)
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +24,12 @@ def address_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("address"), sanitize="address,undefined", python=True)
 
 
-@pytest.mark.parametrize("name", ["thread_pool", "concurrent_forward"])
+@pytest.mark.parametrize("name", THREADED)
 def test_no_data_race(thread_build: Path, name: str) -> None:
     check([program(thread_build, name)])
 
 
-@pytest.mark.parametrize(
-    "name", ["allocations", "thread_pool", "concurrent_forward", "tile_kernels"]
-)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_no_invalid_access_in_programs(address_build: Path, name: str) -> None:
     # A forked child abandons its parent's threads on purpose, which looks like a leak.
     leaks = "0" if name == "thread_pool" else "1"

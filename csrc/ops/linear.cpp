@@ -1,7 +1,9 @@
 #include "ops/linear.h"
 
 #include <algorithm>
-#include <cstring>
+#include <array>
+#include <atomic>
+#include <span>
 
 #include "base/math.h"
 
@@ -12,9 +14,9 @@ using kernels::Epilogue;
 using kernels::EpilogueArgs;
 using kernels::kPanel;
 
-// Block sizes of products with float32 rows, in the order of the loops below, found by measurement.
-// A block of A (kBlockM x kBlockK, 288 KB) stays in the second-level cache while pairs of weight
-// panels (48 KB) pass; so do the partial sums of one column block (kBlockM x 16 kBlockPanels).
+// Block sizes of products with float32 rows, found by measurement. A block of A (kBlockM x kBlockK,
+// 288 KB) stays in the second-level cache while pairs of weight panels (48 KB) pass; so do the
+// partial sums of a group of panels (kBlockM x 16 kBlockPanels).
 constexpr int64_t kBlockPanels = 24;
 constexpr int64_t kBlockM = 192;
 constexpr int64_t kBlockK = 384;
@@ -23,14 +25,30 @@ constexpr int64_t kBlockK = 384;
 // weights pass.
 constexpr int64_t kOperandBytes = int64_t{768} << 10;
 constexpr int64_t kOperandRows = 384;
+constexpr int64_t kLeastOperandRows = 2 * kernels::kTileRows;  // the largest row_unit
 
 // Below this many multiply-adds waking the other threads costs more than it saves.
 constexpr int64_t kSerialWork = 1 << 17;
+
+// Pieces of a share, at least, so that little is left to wait for when one thread is held up.
+constexpr int64_t kPieces = 4;
 
 struct Block {
   Range rows;
   Range panels;
 };
+
+// The part of C that a thread begins with: blocks of rows times groups of panels, counted block by
+// block. Whoever runs out of pieces takes them from other shares.
+struct alignas(64) Share {
+  Block block;
+  int64_t row_blocks = 0;
+  int64_t groups = 0;
+  std::atomic<int64_t> next{0};
+};
+
+// Shares live on the stack; with more threads than this, several begin with the same one.
+constexpr std::size_t kMostShares = 32;
 
 // How the cost of a part of C grows, in rows and panels of multiply-adds.
 struct Cost {
@@ -69,10 +87,11 @@ int64_t row_unit(const kernels::KernelTable& kernels, Precision precision) {
   return tiles ? 2 * kernels::kTileRows : kernels.gemm_rows;
 }
 
-// Part `index` of `parts` of the rows, in whole units.
-Range split_rows(int64_t rows, int64_t unit, int64_t parts, int64_t index) {
-  const Range units = split_range(ceil_div(rows, unit), parts, index);
-  return {std::min(rows, units.begin * unit), std::min(rows, units.end * unit)};
+// Part `index` of `parts` of a range, in whole units.
+Range split_units(Range range, int64_t unit, int64_t parts, int64_t index) {
+  const Range units = split_range(ceil_div(range.size(), unit), parts, index);
+  return {std::min(range.end, range.begin + units.begin * unit),
+          std::min(range.end, range.begin + units.end * unit)};
 }
 
 // Splits C over the threads: by columns if that divides evenly (each thread then reads only its
@@ -109,6 +128,12 @@ EpilogueArgs epilogue_of(const PackedLinear& layer, const LinearArgs& args, int6
   return epilogue;
 }
 
+// The second bf16 terms of converted rows, or null.
+uint16_t* low_terms(const PackedLinear& layer, const OperandScratch& scratch) {
+  if (layer.precision != Precision::kBf16x3) return nullptr;
+  return scratch.values<uint16_t>() + OperandScratch::rows_that_fit(layer) * layer.depth;
+}
+
 float* destination(const LinearArgs& args, int64_t row, int64_t panel) {
   return args.dst + row * args.ld_dst + (panel - args.panel_begin) * kPanel;
 }
@@ -117,130 +142,136 @@ float* destination(const LinearArgs& args, int64_t row, int64_t panel) {
 template <class Weight, class Gemm>
 void run_float(const Context& context, const PackedLinear& layer, const LinearArgs& args,
                const Block& block, const Gemm& multiply) {
-  const int64_t m_total = block.rows.end - block.rows.begin;
+  const auto [m0, m1] = block.rows;
+  const auto [p0, p1] = block.panels;
   // Few rows: the weights are read once anyway, so stream each panel in one go.
-  const bool stream = m_total <= 2 * context.kernels->gemm_rows;
+  const bool stream = m1 - m0 <= 2 * context.kernels->gemm_rows;
   const int64_t block_k = stream ? layer.inputs : kBlockK;
-  for (int64_t p0 = block.panels.begin; p0 < block.panels.end; p0 += kBlockPanels) {
-    const int64_t p1 = std::min(p0 + kBlockPanels, block.panels.end);
-    for (int64_t m0 = block.rows.begin; m0 < block.rows.end; m0 += kBlockM) {
-      const int64_t m = std::min(kBlockM, block.rows.end - m0);
-      for (int64_t k0 = 0; k0 < layer.inputs; k0 += block_k) {
-        const int64_t k = std::min(block_k, layer.inputs - k0);
-        kernels::GemmOf<Weight> gemm{};
-        gemm.a = args.src + m0 * args.ld_src + k0;
-        gemm.lda = args.ld_src;
-        gemm.b = layer.panel<Weight>(layer.weight, p0) + k0 * kPanel;
-        gemm.b_panel_stride = layer.panel_stride();
-        gemm.c = destination(args, m0, p0);
-        gemm.ldc = args.ld_dst;
-        gemm.m = m;
-        gemm.panels = p1 - p0;
-        gemm.k = k;
-        gemm.accumulate = k0 > 0;
-        gemm.epilogue = epilogue_of(layer, args, m0, p0);
-        if (k0 + k < layer.inputs) gemm.epilogue.kind = Epilogue::kNone;
-        multiply(gemm);
-      }
-    }
+  for (int64_t k0 = 0; k0 < layer.inputs; k0 += block_k) {
+    const int64_t k = std::min(block_k, layer.inputs - k0);
+    kernels::GemmOf<Weight> gemm{};
+    gemm.a = args.src + m0 * args.ld_src + k0;
+    gemm.lda = args.ld_src;
+    gemm.b = layer.panel<Weight>(layer.weight, p0) + k0 * kPanel;
+    gemm.b_panel_stride = layer.panel_stride();
+    gemm.c = destination(args, m0, p0);
+    gemm.ldc = args.ld_dst;
+    gemm.m = m1 - m0;
+    gemm.panels = p1 - p0;
+    gemm.k = k;
+    gemm.accumulate = k0 > 0;
+    gemm.epilogue = epilogue_of(layer, args, m0, p0);
+    if (k0 + k < layer.inputs) gemm.epilogue.kind = Epilogue::kNone;
+    multiply(gemm);
   }
 }
 
-// Products with converted rows: a block of activations is rounded once, convert(row, rows), and
-// meets every panel, multiply(row, rows, first panel, panels).
-template <class Convert, class Multiply>
-void run_converted(const Context& context, const PackedLinear& layer, const Block& block,
-                   const Convert& convert, const Multiply& multiply) {
-  const int64_t rows = block.rows.end - block.rows.begin;
-  const int64_t blocks = ceil_div(rows, OperandScratch::rows_that_fit(layer));
-  const int64_t unit = row_unit(*context.kernels, layer.precision);
-  for (int64_t i = 0; i < blocks; ++i) {
-    const Range part = split_rows(rows, unit, blocks, i);
-    const int64_t m0 = block.rows.begin + part.begin;
-    const int64_t m = part.end - part.begin;
-    convert(m0, m);
-    for (int64_t p0 = block.panels.begin; p0 < block.panels.end; p0 += kBlockPanels) {
-      multiply(m0, m, p0, std::min(kBlockPanels, block.panels.end - p0));
-    }
+// Rounds a block of activations into the operand type of the layer's product.
+void convert_rows(const Context& context, const PackedLinear& layer, const LinearArgs& args,
+                  Range rows, const OperandScratch& scratch) {
+  const float* src = args.src + rows.begin * args.ld_src;
+  if (layer.precision == Precision::kInt8) {
+    return context.kernels->quantize_rows({.src = src,
+                                           .ld_src = args.ld_src,
+                                           .dst = scratch.values<uint8_t>(),
+                                           .ld_dst = layer.depth,
+                                           .scale = scratch.scale(),
+                                           .zero = scratch.zero(),
+                                           .rows = rows.size(),
+                                           .cols = layer.inputs});
   }
+  context.kernels->round_rows({.src = src,
+                               .ld_src = args.ld_src,
+                               .dst = scratch.values<uint16_t>(),
+                               .dst_low = low_terms(layer, scratch),
+                               .ld_dst = layer.depth,
+                               .rows = rows.size(),
+                               .cols = layer.inputs});
 }
 
-void run_int8(const Context& context, const PackedLinear& layer, const LinearArgs& args,
-              const Block& block, const OperandScratch& scratch) {
-  auto* values = reinterpret_cast<uint8_t*>(scratch.values());
-  const auto convert = [&](int64_t m0, int64_t m) {
-    context.kernels->quantize_rows({.src = args.src + m0 * args.ld_src,
-                                    .ld_src = args.ld_src,
-                                    .dst = values,
-                                    .ld_dst = layer.depth,
-                                    .scale = scratch.scale(),
-                                    .zero = scratch.zero(),
-                                    .rows = m,
-                                    .cols = layer.inputs});
-  };
-  run_converted(context, layer, block, convert,
-                [&](int64_t m0, int64_t m, int64_t p0, int64_t panels) {
-                  context.kernels->gemm_int8({.a = values,
-                                              .lda = layer.depth,
-                                              .a_scale = scratch.scale(),
-                                              .a_zero = scratch.zero(),
-                                              .b = layer.panel<int8_t>(layer.weight, p0),
-                                              .b_panel_stride = layer.panel_stride(),
-                                              .b_scale = layer.scale.data() + p0 * kPanel,
-                                              .b_sum = layer.column_sum.data() + p0 * kPanel,
-                                              .c = destination(args, m0, p0),
-                                              .ldc = args.ld_dst,
-                                              .m = m,
-                                              .panels = panels,
-                                              .k = layer.depth,
-                                              .epilogue = epilogue_of(layer, args, m0, p0)});
-                });
+// Products with converted rows.
+void run_converted(const Context& context, const PackedLinear& layer, const LinearArgs& args,
+                   const Block& block, const OperandScratch& scratch) {
+  const auto [m0, m1] = block.rows;
+  const auto [p0, p1] = block.panels;
+  if (layer.precision == Precision::kInt8) {
+    return context.kernels->gemm_int8({.a = scratch.values<uint8_t>(),
+                                       .lda = layer.depth,
+                                       .a_scale = scratch.scale(),
+                                       .a_zero = scratch.zero(),
+                                       .b = layer.panel<int8_t>(layer.weight, p0),
+                                       .b_panel_stride = layer.panel_stride(),
+                                       .b_scale = layer.scale.data() + p0 * kPanel,
+                                       .b_sum = layer.column_sum.data() + p0 * kPanel,
+                                       .c = destination(args, m0, p0),
+                                       .ldc = args.ld_dst,
+                                       .m = m1 - m0,
+                                       .panels = p1 - p0,
+                                       .k = layer.depth,
+                                       .epilogue = epilogue_of(layer, args, m0, p0)});
+  }
+  const uint16_t* low = low_terms(layer, scratch);
+  context.kernels->gemm_bf16({.a = scratch.values<uint16_t>(),
+                              .a_low = low,
+                              .lda = layer.depth,
+                              .b = layer.panel<uint16_t>(layer.weight, p0),
+                              .b_low = low ? layer.panel<uint16_t>(layer.weight_low, p0) : nullptr,
+                              .b_panel_stride = layer.panel_stride(),
+                              .c = destination(args, m0, p0),
+                              .ldc = args.ld_dst,
+                              .m = m1 - m0,
+                              .panels = p1 - p0,
+                              .k = layer.depth,
+                              .epilogue = epilogue_of(layer, args, m0, p0)});
 }
 
-void run_bf16(const Context& context, const PackedLinear& layer, const LinearArgs& args,
-              const Block& block, const OperandScratch& scratch) {
-  const bool split = layer.precision == Precision::kBf16x3;
-  auto* values = reinterpret_cast<uint16_t*>(scratch.values());
-  uint16_t* low = split ? values + OperandScratch::rows_that_fit(layer) * layer.depth : nullptr;
-  const auto convert = [&](int64_t m0, int64_t m) {
-    context.kernels->round_rows({.src = args.src + m0 * args.ld_src,
-                                 .ld_src = args.ld_src,
-                                 .dst = values,
-                                 .dst_low = low,
-                                 .ld_dst = layer.depth,
-                                 .rows = m,
-                                 .cols = layer.inputs});
-  };
-  run_converted(context, layer, block, convert,
-                [&](int64_t m0, int64_t m, int64_t p0, int64_t panels) {
-                  context.kernels->gemm_bf16(
-                      {.a = values,
-                       .a_low = low,
-                       .lda = layer.depth,
-                       .b = layer.panel<uint16_t>(layer.weight, p0),
-                       .b_low = split ? layer.panel<uint16_t>(layer.weight_low, p0) : nullptr,
-                       .b_panel_stride = layer.panel_stride(),
-                       .c = destination(args, m0, p0),
-                       .ldc = args.ld_dst,
-                       .m = m,
-                       .panels = panels,
-                       .k = layer.depth,
-                       .epilogue = epilogue_of(layer, args, m0, p0)});
-                });
+// Whether a layer's product reads activations in another type than float32.
+bool converts(const kernels::KernelTable& kernels, const PackedLinear& layer) {
+  return layer.precision == Precision::kInt8 ||
+         (layer.precision != Precision::kFp32 && kernels.gemm_bf16);
 }
 
-void run_block(const Context& context, const PackedLinear& layer, const LinearArgs& args,
-               const Block& block, int part) {
+// What one thread does: the pieces of its own share, then what others have left. A converted block
+// of rows serves all pieces that come from it one after the other.
+void run_pieces(const Context& context, const PackedLinear& layer, const LinearArgs& args,
+                std::span<Share> shares, int part) {
   const kernels::KernelTable& kernels = *context.kernels;
-  switch (layer.precision) {
-    case Precision::kFp32: return run_float<float>(context, layer, args, block, kernels.gemm);
-    case Precision::kInt8: return run_int8(context, layer, args, block, args.operands[part]);
-    case Precision::kBf16:
-      if (kernels.gemm_bf16) break;
-      return run_float<uint16_t>(context, layer, args, block, kernels.gemm_bf16_weight);
-    case Precision::kBf16x3: break;
+  const bool convert = converts(kernels, layer);
+  const int64_t unit = row_unit(kernels, layer.precision);
+  Range converted{};
+  const auto run = [&](const Block& piece) {
+    if (convert) {
+      if (piece.rows != converted) {
+        convert_rows(context, layer, args, piece.rows, args.operands[part]);
+        converted = piece.rows;
+      }
+      return run_converted(context, layer, args, piece, args.operands[part]);
+    }
+    if (layer.precision == Precision::kBf16) {
+      return run_float<uint16_t>(context, layer, args, piece, kernels.gemm_bf16_weight);
+    }
+    run_float<float>(context, layer, args, piece, kernels.gemm);
+  };
+  for (std::size_t i = 0; i < shares.size(); ++i) {
+    Share& share = shares[(static_cast<std::size_t>(part) + i) % shares.size()];
+    const int64_t pieces = share.row_blocks * share.groups;
+    for (int64_t next; (next = share.next.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
+      run({split_units(share.block.rows, unit, share.row_blocks, next / share.groups),
+           split_units(share.block.panels, 2, share.groups, next % share.groups)});
+    }
   }
-  run_bf16(context, layer, args, block, args.operands[part]);
+}
+
+// Cuts a share into pieces: blocks of up to most_units units of rows, groups of panels that fit the
+// cache, and more groups if that leaves too few pieces to pass to other threads.
+void cut_share(Share& share, int64_t unit, int64_t most_units, bool alone) {
+  const int64_t panels = share.block.panels.size();
+  share.row_blocks = ceil_div(ceil_div(share.block.rows.size(), unit), most_units);
+  share.groups = ceil_div(panels, kBlockPanels);
+  if (!alone && share.row_blocks > 0) {
+    const int64_t wanted = ceil_div(kPieces, share.row_blocks);
+    share.groups = std::max(share.groups, std::min(wanted, ceil_div(panels, 2)));
+  }
 }
 
 }  // namespace
@@ -248,7 +279,7 @@ void run_block(const Context& context, const PackedLinear& layer, const LinearAr
 OperandScratch::OperandScratch(Precision precision, int64_t max_inputs) {
   if (precision == Precision::kFp32) return;
   const int64_t depth = round_up(max_inputs, kernels::kInt8Depth);
-  const int64_t least = kernels::kTileRows * depth * operand_size(precision);
+  const int64_t least = kLeastOperandRows * depth * operand_size(precision);
   values_ = AlignedArray<std::byte>(static_cast<std::size_t>(std::max(kOperandBytes, least)));
   scale_ = AlignedArray<float>(kOperandRows);
   zero_ = AlignedArray<int32_t>(kOperandRows);
@@ -256,30 +287,34 @@ OperandScratch::OperandScratch(Precision precision, int64_t max_inputs) {
 
 int64_t OperandScratch::rows_that_fit(const PackedLinear& layer) {
   const int64_t rows = kOperandBytes / (layer.depth * operand_size(layer.precision));
-  return std::clamp(rows / kernels::kTileRows * kernels::kTileRows, kernels::kTileRows,
+  return std::clamp(rows / kernels::kTileRows * kernels::kTileRows, kLeastOperandRows,
                     kOperandRows);
 }
 
 void linear(const Context& context, const PackedLinear& layer, const LinearArgs& args) {
-  const int64_t panel_end = args.panel_end < 0 ? layer.panels() : args.panel_end;
-  const int64_t panels = panel_end - args.panel_begin;
-  if (args.rows == 0 || panels == 0) return;
-  const int64_t threads = context.pool->size();
-  if (threads == 1 || args.rows * panels * kPanel * layer.inputs <= kSerialWork) {
-    run_block(context, layer, args, {{0, args.rows}, {args.panel_begin, panel_end}}, 0);
-    return;
-  }
+  const Range rows{0, args.rows};
+  const Range panels{args.panel_begin, args.panel_end < 0 ? layer.panels() : args.panel_end};
+  if (rows.size() == 0 || panels.size() == 0) return;
+  const bool convert = converts(*context.kernels, layer);
   const int64_t unit = row_unit(*context.kernels, layer.precision);
-  const Grid grid = choose_grid(threads, args.rows, panels, unit, cost_of(layer.precision));
-  const int64_t pairs = ceil_div(panels, 2);
-  context.pool->run([&](int part) {
-    const Range rows = split_rows(args.rows, unit, grid.row_parts, part % grid.row_parts);
-    const Range pair = split_range(pairs, grid.column_parts, part / grid.row_parts);
-    const Range columns = {args.panel_begin + 2 * pair.begin,
-                           std::min(args.panel_begin + 2 * pair.end, panel_end)};
-    if (rows.begin < rows.end && columns.begin < columns.end)
-      run_block(context, layer, args, {rows, columns}, part);
-  });
+  const int64_t most_units = (convert ? OperandScratch::rows_that_fit(layer) : kBlockM) / unit;
+  const int64_t threads = context.pool->size();
+  if (threads == 1 || rows.size() * panels.size() * kPanel * layer.inputs <= kSerialWork) {
+    Share all{{rows, panels}};
+    cut_share(all, unit, most_units, true);
+    return run_pieces(context, layer, args, {&all, 1}, 0);
+  }
+  const auto count = std::min(static_cast<int64_t>(kMostShares), threads);
+  const Grid grid = choose_grid(count, rows.size(), panels.size(), unit, cost_of(layer.precision));
+  std::array<Share, kMostShares> shares;
+  for (int64_t i = 0; i < count; ++i) {
+    Share& share = shares[static_cast<std::size_t>(i)];
+    share.block = {split_units(rows, unit, grid.row_parts, i % grid.row_parts),
+                   split_units(panels, 2, grid.column_parts, i / grid.row_parts)};
+    cut_share(share, unit, most_units, false);
+  }
+  const std::span<Share> used{shares.data(), static_cast<std::size_t>(count)};
+  context.pool->run([&](int part) { run_pieces(context, layer, args, used, part); });
 }
 
 }  // namespace tokprune

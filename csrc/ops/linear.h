@@ -23,10 +23,13 @@ class OperandScratch {
   // For layers of up to max_inputs inputs.
   OperandScratch(Precision precision, int64_t max_inputs);
 
-  // Rows of `layer`'s input that fit at once, a multiple of a tile's rows.
+  // Rows of the input of `layer` that fit at once.
   static int64_t rows_that_fit(const PackedLinear& layer);
 
-  std::byte* values() const { return values_.data(); }
+  template <class T>
+  T* values() const {
+    return reinterpret_cast<T*>(values_.data());
+  }
   float* scale() const { return scale_.data(); }
   int32_t* zero() const { return zero_.data(); }
 

@@ -18,7 +18,7 @@ void split_rows(const Context& context, const Args& args, void (*kernel)(const A
   context.pool->run([&](int part) {
     const Range range = split_range(args.rows, context.pool->size(), part);
     Args piece = args;
-    piece.rows = range.end - range.begin;
+    piece.rows = range.size();
     narrow(piece, range.begin);
     kernel(piece);
   });
