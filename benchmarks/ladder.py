@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from quality_data import Labelled, sst2
+from safetensors.numpy import load_file
 
 import tokprune_rt
 from tokprune_rt import Model
@@ -32,7 +33,8 @@ from tokprune_rt.files import atomic_file
 from tokprune_rt.policy import preset
 
 Ids = list[NDArray[np.int32]]
-Result = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
+Result = FloatArray  # [n, d]: logits or unit vectors
 
 STRENGTHS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 ALLOWED_LOSS = 0.5  # points
@@ -51,6 +53,8 @@ class Task:
     test: Ids
     held_out: Ids
     run: Callable[[Model, Ids, str], Result]
+    # Of padded hidden states, for an engine that computes only those.
+    finish: Callable[[FloatArray, NDArray[np.int64]], Result]
     score: Callable[[Model, str, Ids, Result], float]
 
 
@@ -60,10 +64,10 @@ class Rung:
 
     task: str
     name: str
-    ms: float
     score: float
+    macs: float  # of the dense model's without padding
+    ms: float = 0.0
     speedup: float = 1.0
-    macs: float = 1.0
 
 
 def chunked(run: Callable[[Ids], Result], ids: Ids) -> Result:
@@ -88,6 +92,23 @@ def embed(model: Model, ids: Ids, profile: str) -> Result:
     return chunked(vectors, ids)
 
 
+def head_of(folder: Path) -> Callable[[FloatArray, NDArray[np.int64]], Result]:
+    """BertForSequenceClassification's pooler and classifier, on padded hidden states."""
+    weights = load_file(folder / "model.safetensors")
+
+    def layer(name: str, x: FloatArray) -> FloatArray:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    return lambda hidden, _: layer("classifier", np.tanh(layer("bert.pooler.dense", hidden[:, 0])))
+
+
+def mean_of(hidden: FloatArray, lengths: NDArray[np.int64]) -> Result:
+    """Unit vectors from padded hidden states."""
+    mask = np.arange(hidden.shape[1]) < lengths[:, None]
+    total = (hidden * mask[:, :, None]).sum(axis=1)
+    return total / np.linalg.norm(total, axis=1, keepdims=True)
+
+
 def sentences(folder: Path, classifier: Path) -> Task:
     """SST-2: dev is the test here, since nothing was chosen on it."""
     model = tokprune_rt.load(classifier, policy="off")
@@ -99,7 +120,8 @@ def sentences(folder: Path, classifier: Path) -> Task:
         labels = dev.labels if ids is test else rest.labels
         return 100 * float((logits.argmax(axis=1) == labels).mean())
 
-    return Task("SST-2, padded to 128", classifier, 128, test, held_out, classify, score)
+    finish = head_of(classifier)
+    return Task("SST-2, padded to 128", classifier, 128, test, held_out, classify, finish, score)
 
 
 def documents(folder: Path) -> Task:
@@ -129,7 +151,8 @@ def documents(folder: Path) -> Task:
         expected = labels if ids is test else train_labels[INDEX:]
         return 100 * float((train_labels[:INDEX][nearest] == expected).mean())
 
-    return Task("20 Newsgroups, up to 512", model.folder, 512, test, held_out, embed, score)
+    name = "20 Newsgroups, up to 512"
+    return Task(name, model.folder, 512, test, held_out, embed, mean_of, score)
 
 
 def policy_of(model: Model) -> dict[str, Any]:
@@ -156,8 +179,11 @@ def strongest(model: Model, task: Task, exact: float) -> str:
     return chosen
 
 
-def onnxruntime_call(task: Task, threads: int) -> Callable[[], object]:
-    batches = []
+def onnxruntime_calls(
+    task: Task, threads: int
+) -> tuple[Callable[[], object], Callable[[], Result]]:
+    """What is timed, up to the hidden states, and what is scored."""
+    batches: list[PaddedBatch] = []
     for i in range(0, len(task.test), BATCH):
         part = task.test[i : i + BATCH]
         ids = np.zeros((len(part), task.padded), np.int64)
@@ -167,7 +193,13 @@ def onnxruntime_call(task: Task, threads: int) -> Callable[[], object]:
         mask = (np.arange(task.padded) < lengths[:, None]).astype(np.int64)
         batches.append(PaddedBatch(ids, mask, lengths))
     setup = PeerSetup(task.folder, threads, "fp32", calibration_for(task.folder))
-    return OnnxruntimePeer(setup).prepare(batches)
+    call = OnnxruntimePeer(setup).prepare(batches)
+
+    def result() -> Result:
+        pairs = zip(call(), batches, strict=True)
+        return np.concatenate([task.finish(hidden, batch.lengths) for hidden, batch in pairs])
+
+    return call, result
 
 
 def climb(task: Task, threads: int, rounds: int) -> list[Rung]:
@@ -182,7 +214,8 @@ def climb(task: Task, threads: int, rounds: int) -> list[Rung]:
         ("packed, int8", fast, "off"),
         (f"packed, int8, pruned ({profile})", fast, profile),
     ]
-    calls: list[Callable[[], object]] = [onnxruntime_call(task, threads)]
+    padded, padded_result = onnxruntime_calls(task, threads)
+    calls: list[Callable[[], object]] = [padded]
     calls += [lambda m=m, p=p: task.run(m, task.test, p) for _, m, p in runs]
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
@@ -191,16 +224,15 @@ def climb(task: Task, threads: int, rounds: int) -> list[Rung]:
             call()
             if turn:
                 found.append(1e3 * (time.perf_counter() - start))
-    rungs = []
+    # The dense fp32 model embeds the documents that onnxruntime's vectors are compared with.
+    score = task.score(dense, "off", task.test, padded_result())
+    tokens = sum(len(item) for item in task.test)
+    macs = task.padded * len(task.test) / tokens
+    rungs = [Rung(task.name, "onnxruntime, fp32, padded", score, macs)]
     for name, model, chosen in runs:
-        result = task.run(model, task.test, chosen)
-        part = [m for m in (model.forward(task.test[:128], profile=chosen).stats,)]
-        rungs.append(Rung(task.name, name, 0.0, task.score(model, chosen, task.test, result)))
-        rungs[-1].macs = part[0].macs / part[0].macs_dense
-    first = Rung(task.name, "onnxruntime, fp32, padded", 0.0, rungs[0].score)
-    total = sum(len(item) for item in task.test)
-    first.macs = task.padded * len(task.test) / total
-    rungs.insert(0, first)
+        score = task.score(model, chosen, task.test, task.run(model, task.test, chosen))
+        stats = model.forward(task.test[:128], profile=chosen).stats
+        rungs.append(Rung(task.name, name, score, stats.macs / stats.macs_dense))
     for rung, found in zip(rungs, times, strict=True):
         rung.ms = float(np.median(found))
         rung.speedup = float(np.median(np.array(times[0]) / found))

@@ -256,8 +256,11 @@ void run_pieces(const Context& context, const PackedLinear& layer, const LinearA
     Share& share = shares[(static_cast<std::size_t>(part) + i) % shares.size()];
     const int64_t pieces = share.row_blocks * share.groups;
     for (int64_t next; (next = share.next.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
-      run({split_units(share.block.rows, unit, share.row_blocks, next / share.groups),
-           split_units(share.block.panels, 2, share.groups, next % share.groups)});
+      // Neighbouring pieces share what is dear to fetch: converted rows, or else weights.
+      const int64_t row = convert ? next / share.groups : next % share.row_blocks;
+      const int64_t group = convert ? next % share.groups : next / share.row_blocks;
+      run({split_units(share.block.rows, unit, share.row_blocks, row),
+           split_units(share.block.panels, 2, share.groups, group)});
     }
   }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -82,12 +83,11 @@ class Engine:
         trace: bool = False,
     ) -> tuple[ForwardResult, Ids]:
         """Run one batch; returns the extension's result and the cumulative lengths [B + 1]."""
-        lengths = np.array([len(item) for item in sequences], dtype=np.int32)
-        bounds = np.zeros(len(lengths) + 1, dtype=np.int32)
-        np.cumsum(lengths, out=bounds[1:])
+        lengths = [len(item) for item in sequences]
+        bounds = np.array([0, *accumulate(lengths)], dtype=np.int32)
         types = _joined([item.type_ids for item in sequences]) if self._typed else None
         segments = _joined([item.segments for item in sequences]) if plan is not None else None
-        skips = np.minimum(lengths - 1, np.int32(pool_skip)) if pool_skip else None
+        skips = _skips(lengths, pool_skip) if pool_skip else None
         result = self.encoder.forward(
             _joined([item.ids for item in sequences]),
             bounds,
@@ -128,6 +128,10 @@ class Engine:
             yield indices, result, bounds
 
 
+def _skips(lengths: Sequence[int], pool_skip: int) -> Ids:
+    return np.minimum(np.array(lengths, dtype=np.int32) - 1, np.int32(pool_skip))
+
+
 def _joined(parts: Sequence[Ids]) -> Ids:
     return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
@@ -143,6 +147,9 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[NDArray[np.int6
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     budget = int(batch_size) * TOKENS_PER_TEXT
+    if len(lengths) == 1:
+        yield np.zeros(1, dtype=np.int64)
+        return
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     start = total = 0
     for place, index in enumerate(order):

@@ -174,8 +174,13 @@ class Tokenizer:
         """
         backend = self._backend if truncate else self._untruncated()
         inputs = list(texts)
-        run = backend.encode_batch if offsets else backend.encode_batch_fast
-        encodings = run(inputs)
+        if len(inputs) == 1:
+            # A batch would wake the tokenizer's own threads, which take cores from the engine's.
+            (only,) = inputs
+            encodings = [backend.encode(*((only,) if isinstance(only, str) else only))]
+        else:
+            run = backend.encode_batch if offsets else backend.encode_batch_fast
+            encodings = run(inputs)
         if not truncate:
             for index, encoding in enumerate(encodings, first):
                 if len(encoding.ids) > self.max_length:

@@ -1,6 +1,7 @@
 // The fork-join pool under stress: every size, several callers at once, and fork in the middle.
 #include "cpu/thread_pool.h"
 
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -79,6 +80,28 @@ void check_fork(ThreadPool& pool) {
   check_pool(pool, 20);
 }
 
+// A caller whose workers get no core runs their parts itself instead of waiting for them.
+void check_late_workers() {
+  cpu_set_t before;
+  CHECK(sched_getaffinity(0, sizeof before, &before) == 0);
+  int core = 0;
+  while (!CPU_ISSET(core, &before)) ++core;
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(core, &one);
+  CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+  ThreadPool pool(4);  // its workers inherit the one core
+  const std::thread::id caller = std::this_thread::get_id();
+  int taken = 0;
+  for (int round = 0; round < 200; ++round) {
+    pool.run([&](int part) {
+      if (part != 0 && std::this_thread::get_id() == caller) ++taken;
+    });
+  }
+  CHECK(taken > 0);
+  CHECK(sched_setaffinity(0, sizeof before, &before) == 0);
+}
+
 void check_callers(int threads) {
   ThreadPool pool(threads);
   std::vector<std::thread> callers;
@@ -121,6 +144,7 @@ int main() {
       check_pool(pool, 10);
     }
   }
+  check_late_workers();
   for (int threads : {1, 2, 4}) check_callers(threads);
   std::puts("thread pool ok");
   return 0;

@@ -208,6 +208,7 @@ def _command(report: BenchReport, row: BenchRow) -> str:
         parts += [f"--precision {name}" for name in env["precisions"]]
     if env["isa_asked"]:
         parts.append(f"--isa {env['isa_asked']}")
+    parts.append(f"--rounds {env['rounds']} --seconds {env['limit_s']:g}")
     return " ".join(parts)
 
 

@@ -67,6 +67,15 @@ def bench(
         int,
         typer.Option("--rounds", metavar="N", min=1, help="Turns of each engine, at most."),
     ] = 15,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            "--seconds",
+            metavar="S",
+            min=0,
+            help="Time for each workload, after which no round begins; three are made anyway.",
+        ),
+    ] = 8.0,
     seed: Annotated[
         int,
         typer.Option("--seed", metavar="N", min=0, help="Seed of token ids and texts."),
@@ -117,6 +126,7 @@ def bench(
                 precisions or ["fp32"],
                 isa,
                 memory,
+                limit_s=seconds,
             )
     except VerificationError as error:
         error_line(f"nothing was timed, because a result is wrong: {error}")
