@@ -2,7 +2,7 @@
 
     python benchmarks/overheads.py --precision fp32 --precision int8
 
-*Deciding* is a forward pass with a policy that scores every token in every layer and keeps them all,
+*Deciding* is a forward pass with a policy that scores every token in every layer and keeps all,
 against the dense pass: scores, selection and the probabilities kept for them, without any saving.
 *Text to vector* is encode() of one short text against the compiled forward pass of its token ids:
 tokenizer, Python and the waking of threads. Calls take turns; medians of the differences of
@@ -38,7 +38,7 @@ def keep_all(layers: int) -> dict[str, object]:
                 "layers": list(range(layers)),
                 "site": "mid",
                 "score": "received",
-                "select": {"kind": "threshold", "value": -1.0},
+                "select": {"kind": "threshold", "theta": 1e-30},
                 "action": {"kind": "drop"},
             }
         ],

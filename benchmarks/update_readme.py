@@ -1,4 +1,4 @@
-"""Put the tables of a report of `tokprune bench --json` into the README beside this script."""
+"""Put the tables of reports of `tokprune bench --json` into the README beside this script."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("report", type=Path, help="JSON file that tokprune bench wrote")
+    parser.add_argument(
+        "reports", type=Path, nargs="+", help="JSON files that tokprune bench wrote"
+    )
     arguments = parser.parse_args()
-    tables = BenchReport.load_json(arguments.report).markdown()
+    tables = "\n\n".join(BenchReport.load_json(path).markdown() for path in arguments.reports)
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)

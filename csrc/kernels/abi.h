@@ -69,16 +69,14 @@ struct GemmOf {
 using GemmArgs = GemmOf<float>;
 
 // As above with B in bfloat16, widened to float32 in registers. A split of k is even.
-// Why not   VDPBF16PS: it runs at half the rate of float32 multiply-adds on the Intel CPUs that
-// have
-//           it without matrix tiles, and would round A as well.
+// Why not   VDPBF16PS: on the Intel CPUs that have it without matrix tiles it runs at half the rate
+//           of float32 multiply-adds, and it would round A as well.
 using GemmBf16WeightArgs = GemmOf<uint16_t>;
 
 // Computes  C = (A - a_zero) * a_scale  times  B * b_scale, then the epilogue.
-// Shapes    A: uint8 [m, k]; B: int8 panels; k a multiple of 64, at most 2^16.
+// Shapes    A: uint8 [m, k]; B: int8 panels, -127 to 127; k a multiple of 64, at most 2^16.
 // Padding   A is readable on round_up(m, 16) rows; columns beyond the true k meet zeros in B.
-// Numerics  exact int32 sums of products; value = float(sum - a_zero * b_sum) * (a_scale *
-// b_scale),
+// Numerics  exact int32 sums of products; value = float(sum - a_zero b_sum) * (a_scale b_scale),
 //           each operation rounded once: the same bits on every level before the epilogue.
 struct GemmInt8Args {
   const uint8_t* a;

@@ -2,6 +2,7 @@
 struct Dot {
   static constexpr int kRows = 6;
   static constexpr int kPanels = 2;
+  static constexpr int32_t kZero = 0;
   // Eight columns each; a column's sum is split over two neighbours.
   struct sums {
     __m512i lo, hi;

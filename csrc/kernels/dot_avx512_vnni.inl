@@ -2,6 +2,7 @@
 struct Dot {
   static constexpr int kRows = 12;
   static constexpr int kPanels = 2;
+  static constexpr int32_t kZero = 0;
   typedef __m512i sums;
   typedef __m512i weights;
   typedef __m512i values;

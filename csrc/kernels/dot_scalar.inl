@@ -2,6 +2,7 @@
 struct Dot {
   static constexpr int kRows = 2;
   static constexpr int kPanels = 1;
+  static constexpr int32_t kZero = 0;
   struct sums {
     int32_t of[kPanel];
   };

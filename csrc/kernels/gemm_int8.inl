@@ -42,7 +42,9 @@ struct Int8Product {
     }
     // In a loop of its own: with calls among them the accumulators would not stay in registers.
     for (int i = 0; i < ROWS; ++i) {
-      for (int p = 0; p < PANELS; ++p) store_dequantized(g, row + i, panel + p, sums[i][p]);
+      for (int p = 0; p < PANELS; ++p) {
+        store_dequantized(g, row + i, panel + p, sums[i][p], Dot::kZero);
+      }
     }
   }
 };

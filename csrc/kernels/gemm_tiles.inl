@@ -196,7 +196,7 @@ inline void dequantize(const GemmInt8Args& g, const TileBlock& block, TileSums s
   for (int64_t i = 0; i < block.rows; ++i) {
     for (int64_t p = 0; p < block.panels; ++p) {
       const char* at = sums.at + i * sums.stride + p * kStepBytes;
-      store_dequantized(g, block.row + i, block.panel + p, reinterpret_cast<const int32_t*>(at));
+      store_dequantized(g, block.row + i, block.panel + p, reinterpret_cast<const int32_t*>(at), 0);
     }
   }
 }

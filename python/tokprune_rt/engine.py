@@ -136,20 +136,21 @@ def _joined(parts: Sequence[Ids]) -> Ids:
     return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
-def batches(lengths: Sequence[int], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of sequences in batches of at most ``batch_size * 128`` tokens, longest first.
-
-    A single sequence longer than that is a batch of its own. Raises ValueError or TypeError for a
-    ``batch_size`` that is no positive integer.
-    """
+def check_batch_size(batch_size: int) -> None:
+    """ValueError or TypeError for a ``batch_size`` that is no positive integer."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
         raise TypeError(f"batch_size must be an int, got {type(batch_size).__name__}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Indices of sequences in batches of at most ``batch_size * 128`` tokens, longest first.
+
+    A single sequence longer than that is a batch of its own. Errors as `check_batch_size`.
+    """
+    check_batch_size(batch_size)
     budget = int(batch_size) * TOKENS_PER_TEXT
-    if len(lengths) == 1:
-        yield np.zeros(1, dtype=np.int64)
-        return
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     start = total = 0
     for place, index in enumerate(order):

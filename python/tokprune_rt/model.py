@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokprune_rt.engine import Engine
+from tokprune_rt.engine import Engine, check_batch_size
 from tokprune_rt.inputs import protect_mask, text_list, token_sequences
 from tokprune_rt.loader import LoadedModel
 from tokprune_rt.outputs import FloatArray, ForwardOutput, empty_output, make_output
@@ -203,6 +203,15 @@ class Model:
             if not self.setup.include_prompt:
                 skip = self.tokenizer.prompt_length(prefix)
         sequences = self.tokenizer.tokenize(items, truncate=truncate)
+        normalize = bool(normalize_embeddings) or self.setup.normalize
+        if single:
+            check_batch_size(batch_size)
+            plan = self.engine.plan(profile)
+            result, _ = self.engine.forward(
+                sequences, "pooled", plan, pool_skip=skip, normalize=normalize
+            )
+            vector: FloatArray = result["pooled"][0]
+            return vector
         pooled = np.empty((len(items), dimension), dtype=np.float32)
         runs = self.engine.run(
             sequences,
@@ -210,13 +219,13 @@ class Model:
             profile=profile,
             batch_size=batch_size,
             pool_skip=skip,
-            normalize=bool(normalize_embeddings) or self.setup.normalize,
+            normalize=normalize,
         )
         with progress(len(items), show_progress_bar) as advance:
             for indices, result, _ in runs:
                 pooled[indices] = result["pooled"]
                 advance(len(indices))
-        return pooled[0] if single else pooled
+        return pooled
 
     def forward(
         self,
