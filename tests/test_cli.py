@@ -335,7 +335,7 @@ def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["mode"] for row in json.loads(out.read_text())["rows"]} >= {"packed dense"}
     assert out.stat().st_size > 500
 
-    def wrong(*arguments: object) -> None:
+    def wrong(*arguments: object, **_: object) -> None:
         raise tokprune_rt.bench.VerificationError("states differ")
 
     monkeypatch.setattr("tokprune_rt.bench.run_bench", wrong)

@@ -129,7 +129,8 @@ class Engine:
 
 
 def _skips(lengths: Sequence[int], pool_skip: int) -> Ids:
-    return np.minimum(np.array(lengths, dtype=np.int32) - 1, np.int32(pool_skip))
+    skips: Ids = np.minimum(np.array(lengths, dtype=np.int32) - 1, np.int32(pool_skip))
+    return skips
 
 
 def _joined(parts: Sequence[Ids]) -> Ids:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
+from tokprune_rt.files import atomic_folder
 from tokprune_rt.loader import describe_model, resolve
 from tokprune_rt.loading import choose_policy
 from tokprune_rt.model import Model
@@ -47,28 +47,12 @@ def export(
             f"there is no policy to write for {folder}; give a policy file or a preset"
         )
     target = Path(dst)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        # mkdtemp's folder is private to the user; an export gets the usual permissions.
-        work.chmod(0o777 & ~_umask())
+    with atomic_folder(target) as work:
         shutil.copytree(folder, work, ignore=_ignored, dirs_exist_ok=True)
         chosen.save(work)
-        os.replace(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return target
 
 
 def _ignored(folder: str, names: list[str]) -> set[str]:
     hidden = {name for name in names if name.startswith(".") or name == "__pycache__"}
     return hidden | ({JSON_NAME, TENSORS_NAME} & set(names))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -210,7 +210,9 @@ class Model:
             result, _ = self.engine.forward(
                 sequences, "pooled", plan, pool_skip=skip, normalize=normalize
             )
-            vector: FloatArray = result["pooled"][0]
+            vectors = result["pooled"]
+            assert vectors is not None
+            vector: FloatArray = vectors[0]
             return vector
         pooled = np.empty((len(items), dimension), dtype=np.float32)
         runs = self.engine.run(

@@ -11,9 +11,13 @@ from tokprune_rt.cli.explain import explain
 from tokprune_rt.cli.export import export
 from tokprune_rt.cli.info import info
 from tokprune_rt.cli.predict import predict
+from tokprune_rt.cli.training import evaluate, finetune, train_app
 
 
 def register(app: typer.Typer) -> None:
     """Adds every command, in the order in which help shows them."""
     for command in (demo, encode, predict, explain, info, export, bench):
         app.command()(command)
+    app.command()(finetune)
+    app.add_typer(train_app)
+    app.command()(evaluate)

@@ -13,6 +13,18 @@ if TYPE_CHECKING:
 
 _SPECIAL_NAMES = ("cls_token", "sep_token", "unk_token", "pad_token", "mask_token")
 _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "sentencepiece.model", "spm.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    *_SENTENCEPIECE,
+)
+"""Everything that a folder may hold for its tokenizer."""
+
 _BERT_TOKENS = {
     "cls_token": "[CLS]",
     "sep_token": "[SEP]",

@@ -1,0 +1,33 @@
+"""Learning what to prune, with PyTorch and transformers (``pip install 'tokprune-rt[train]'``).
+
+`finetune` makes a dense classifier or regression of an encoder, `train_ltp` and `train_top` learn
+what to prune of it, `evaluate` runs the result in the runtime. The results are ordinary model
+folders: transformers loads them dense, `tokprune_rt.load` pruned.
+"""
+
+from __future__ import annotations
+
+from tokprune_rt.train.data import Columns, Examples, read_examples
+from tokprune_rt.train.evaluating import Evaluation, evaluate
+from tokprune_rt.train.hard import PolicyChooser
+from tokprune_rt.train.loop import Settings
+from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass
+from tokprune_rt.train.recipes import Result, Run, finetune, train_ltp, train_top
+
+__all__ = [
+    "Chooser",
+    "Columns",
+    "Evaluation",
+    "Examples",
+    "MaskedEncoder",
+    "Pass",
+    "PolicyChooser",
+    "Result",
+    "Run",
+    "Settings",
+    "evaluate",
+    "finetune",
+    "read_examples",
+    "train_ltp",
+    "train_top",
+]

@@ -1,0 +1,358 @@
+"""Gradient steps, evaluation and checkpoints of one training stage after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from tokprune_rt.files import atomic_file
+from tokprune_rt.train.data import Encoded, collate, training_batches
+from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass
+from tokprune_rt.train.tasks import Task
+
+Say = Callable[[str], None]
+
+# Settings with which a run may go on differently.
+_INDIFFERENT = ("save_seconds", "device")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of every stage of a run.
+
+    Attributes:
+        batch_size: sequences of a step.
+        seed: of the order of the examples and of dropout.
+        weight_decay: of matrices; vectors have none.
+        warm_up: share of a stage's steps in which the learning rate rises.
+        clip: largest norm of the weights' gradient, and of the method's own.
+        patience: epochs without a better dev score after which a stage ends; 0: never.
+        save_seconds: time between checkpoints.
+        device: of the training.
+    """
+
+    batch_size: int = 32
+    seed: int = 0
+    weight_decay: float = 0.01
+    warm_up: float = 0.06
+    clip: float = 1.0
+    patience: int = 0
+    save_seconds: float = 60.0
+    device: str = "cpu"
+
+
+@dataclass
+class Stage:
+    """A number of epochs under one way of choosing tokens.
+
+    Attributes:
+        name: for messages and checkpoints.
+        epochs: at most.
+        rate: learning rate of the weights.
+        chooser: made anew at every step, since it may depend on what is learned; None: dense. It
+            finds the modules of ``own`` in training mode or, for the dev score, not.
+        loss: of logits, targets, the pass and the share of the stage that is done; None: the
+            task's.
+        own: parameters of the method with their learning rate.
+        after_step: called with the share of the stage that is done.
+        keep_best: end with the weights of the best dev score, not the last.
+    """
+
+    name: str
+    epochs: int
+    rate: float
+    chooser: Callable[[], Chooser | None] = lambda: None
+    loss: Callable[[Tensor, Tensor, Pass, float], Tensor] | None = None
+    own: Mapping[str, tuple[nn.Module, float]] = field(default_factory=dict)
+    after_step: Callable[[float], None] = lambda _: None
+    keep_best: bool = True
+
+
+class Training:
+    """Runs stages on one model; resumes exactly where a run with the same settings stopped.
+
+    Args:
+        encoder: the model.
+        task: what is learned.
+        train, dev: the examples.
+        settings: see there.
+        folder: where the checkpoint lies.
+        say: receives lines of progress.
+        recipe: what else decides the result; a checkpoint of anything different is refused.
+
+    Raises:
+        ValueError: the checkpoint in ``folder`` is of another run.
+    """
+
+    def __init__(
+        self,
+        encoder: MaskedEncoder,
+        task: Task,
+        train: Encoded,
+        dev: Encoded,
+        settings: Settings,
+        folder: Path,
+        say: Say,
+        recipe: Mapping[str, Any],
+    ) -> None:
+        self.encoder, self.task, self.settings = encoder, task, settings
+        self.train, self.dev, self.say = train, dev, say
+        self._path = folder / "checkpoint.pt"
+        self._device = torch.device(settings.device)
+        nn.Module.to(self.encoder.model, self._device)
+        self._saved: dict[str, Any] | None = None
+        if self._path.exists():
+            self._saved = torch.load(self._path, map_location=self._device, weights_only=True)
+        decisive = {k: v for k, v in asdict(settings).items() if k not in _INDIFFERENT}
+        self._facts = {**decisive, **recipe, "examples": [len(train), len(dev)]}
+        self._check_same_run()
+        torch.manual_seed(settings.seed)
+
+    def inputs(self, data: Encoded, places: Iterable[int]) -> dict[str, Tensor]:
+        """A padded batch of the examples ``places``."""
+        config = self.encoder.model.config
+        typed = getattr(config, "type_vocab_size", 0) > 1
+        tokens = [data.tokens[i] for i in places]
+        return collate(tokens, config.pad_token_id or 0, typed, self._device)
+
+    def run_stage(self, stage: Stage) -> float:
+        """Train, and return the dev score of the weights that the stage ends with, in points."""
+        if self._saved is not None and stage.name in self._saved["done"]:
+            return self._restore_done(stage)
+        model = self.encoder.model
+        groups = _groups(model, stage, self.settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups)
+        per_epoch = -(-len(self.train) // self.settings.batch_size)
+        total = max(1, per_epoch * stage.epochs)
+        schedule = get_scheduler("linear", optimizer, int(self.settings.warm_up * total), total)
+        state = _Progress()
+        if self._saved is not None and self._saved["stage"] == stage.name:
+            self._load(stage, optimizer, schedule, state)
+        saved_at = time.monotonic()
+        while state.epoch < stage.epochs and not self._gave_up(stage, state):
+            batches = self._batches(state.epoch)
+            _set_training([model, *(module for module, _ in stage.own.values())], True)
+            while state.step < len(batches):
+                self._step(stage, optimizer, schedule, batches[state.step], state, total)
+                state.step += 1
+                if time.monotonic() - saved_at > self.settings.save_seconds:
+                    self._save(stage, optimizer, schedule, state)
+                    saved_at = time.monotonic()
+            state.epoch, state.step = state.epoch + 1, 0
+            _set_training([model, *(module for module, _ in stage.own.values())], False)
+            score, kept = self.evaluate(stage.chooser())
+            self.say(
+                f"{stage.name}, epoch {state.epoch} of {stage.epochs}: dev {score:.2f}, "
+                f"kept {' '.join(f'{share:.0%}' for share in kept)}, loss {state.mean_loss():.4f}"
+            )
+            if not stage.keep_best or score > state.best_score:
+                state.best_score, state.best_epoch = score, state.epoch
+                state.best = _copied(self._weights(stage))
+            self._save(stage, optimizer, schedule, state)
+            saved_at = time.monotonic()
+        if state.best is not None:
+            self._put(stage, state.best)
+        self._finish(stage, state.best_score)
+        return state.best_score
+
+    def _gave_up(self, stage: Stage, state: _Progress) -> bool:
+        waited = state.epoch - state.best_epoch
+        return stage.keep_best and 0 < self.settings.patience <= waited
+
+    def evaluate(
+        self, chooser: Chooser | None, data: Encoded | None = None
+    ) -> tuple[float, list[float]]:
+        """The task's score in points, and the share of the tokens left after each layer."""
+        chosen = self.dev if data is None else data
+        logits, kept = self.predict(chooser, chosen)
+        tokens = sum(len(item) for item in chosen.tokens)
+        return self.task.score(logits, chosen.targets), [count / tokens for count in kept]
+
+    def predict(
+        self, chooser: Chooser | None, data: Encoded
+    ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[int]]:
+        """Logits float32 [n, outputs] in the order given, and the tokens left after each layer."""
+        model = self.encoder.model
+        model.eval()
+        order = np.argsort([len(item) for item in data.tokens], kind="stable")
+        logits = np.zeros((len(data), self.task.outputs), np.float32)
+        kept = [0] * len(self.encoder.layers)
+        with torch.inference_mode(), self.encoder.choosing(chooser):
+            for start in range(0, len(order), 2 * self.settings.batch_size):
+                places = order[start : start + 2 * self.settings.batch_size]
+                output, run = self.encoder.run(self.inputs(data, places))
+                logits[places] = output.logits.float().cpu().numpy()
+                for layer, alive in enumerate(run.kept):
+                    kept[layer] += int(alive.sum())
+        return logits, kept
+
+    def _batches(self, epoch: int) -> list[Any]:
+        generator = np.random.default_rng([self.settings.seed, epoch])
+        lengths = [len(item) for item in self.train.tokens]
+        return training_batches(lengths, self.settings.batch_size, generator)
+
+    def _step(
+        self, stage: Stage, optimizer: Any, schedule: Any, places: Any, state: _Progress, total: int
+    ) -> None:
+        model = self.encoder.model
+        targets = self.train.targets[torch.from_numpy(places)].to(self._device)
+        done = state.taken / total
+        with self.encoder.choosing(stage.chooser()):
+            output, run = self.encoder.run(self.inputs(self.train, places))
+            if stage.loss is None:
+                loss = self.task.loss(output.logits, targets)
+            else:
+                loss = stage.loss(output.logits, targets, run, done)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"{stage.name}: the loss became {float(loss.detach())} at step {state.taken}; try "
+                f"a learning rate below {stage.rate:g}"
+            )
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip)
+        if not torch.isfinite(norm):
+            raise ValueError(
+                f"{stage.name}: the gradient became {float(norm)} at step {state.taken}; try a "
+                f"learning rate below {stage.rate:g}"
+            )
+        for module, _ in stage.own.values():
+            torch.nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.taken += 1
+        stage.after_step(state.taken / total)
+        state.losses = [*state.losses[-199:], float(loss.detach())]
+
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def _check_same_run(self) -> None:
+        if self._saved is None:
+            return
+        before, now = self._saved["run"], self._facts
+        other = [name for name in now if before.get(name) != now[name]]
+        if other:
+            differences = ", ".join(f"{name} {before.get(name)!r}" for name in other)
+            raise ValueError(
+                f"{self._path} is of a run with {differences}; run with the same to go on, or "
+                f"delete {self._path.parent} to begin anew"
+            )
+
+    def _weights(self, stage: Stage) -> dict[str, dict[str, Tensor]]:
+        found = {"model": self.encoder.model.state_dict()}
+        return found | {name: module.state_dict() for name, (module, _) in stage.own.items()}
+
+    def _put(self, stage: Stage, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        modules: dict[str, nn.Module] = {"model": self.encoder.model}
+        modules |= {name: module for name, (module, _) in stage.own.items()}
+        for name, state in weights.items():
+            modules[name].load_state_dict(state)
+
+    def _done(self) -> dict[str, Any]:
+        return {} if self._saved is None else self._saved["done"]
+
+    def _write(self, content: dict[str, Any]) -> None:
+        content["run"] = self._facts
+        self._saved = content
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self._path) as file:
+            torch.save(content, file)
+
+    def _save(self, stage: Stage, optimizer: Any, schedule: Any, state: _Progress) -> None:
+        self._write(
+            {
+                "stage": stage.name,
+                "done": self._done(),
+                "weights": self._weights(stage),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "progress": asdict(state),
+                "random": _random_state(),
+            }
+        )
+
+    def _load(self, stage: Stage, optimizer: Any, schedule: Any, state: _Progress) -> None:
+        saved = self._saved
+        assert saved is not None
+        self._put(stage, saved["weights"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        for name, value in saved["progress"].items():
+            setattr(state, name, value)
+        _set_random_state(saved["random"])
+        self.say(f"{stage.name}: going on after {state.taken} steps")
+
+    def _finish(self, stage: Stage, score: float) -> None:
+        done = {**self._done(), stage.name: {"score": score, "weights": self._weights(stage)}}
+        # The next stage begins with the last one's model; what a method learned stays its own.
+        for name, before in done.items():
+            if name != stage.name:
+                before["weights"].pop("model", None)
+        self._write({"stage": "", "done": done, "random": _random_state()})
+
+    def _restore_done(self, stage: Stage) -> float:
+        assert self._saved is not None
+        done = self._saved["done"][stage.name]
+        self._put(stage, done["weights"])
+        _set_random_state(self._saved["random"])
+        self.say(f"{stage.name}: done before, dev {done['score']:.2f}")
+        return float(done["score"])
+
+
+@dataclass
+class _Progress:
+    """Where a stage is."""
+
+    epoch: int = 0
+    step: int = 0
+    taken: int = 0
+    best_score: float = float("-inf")
+    best_epoch: int = 0
+    best: dict[str, Any] | None = None
+    losses: list[float] = field(default_factory=list)
+
+    def mean_loss(self) -> float:
+        """Of the last steps."""
+        return float(np.mean(self.losses)) if self.losses else float("nan")
+
+
+def _random_state() -> list[Tensor]:
+    """Of every generator that dropout may draw from."""
+    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+
+def _set_random_state(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all([state.cpu() for state in states[1:]])
+
+
+def _set_training(modules: Iterable[nn.Module], mode: bool) -> None:
+    for module in modules:
+        module.train(mode)
+
+
+def _groups(model: nn.Module, stage: Stage, decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1], "lr": stage.rate, "weight_decay": decay},
+        {"params": [p for p in trained if p.ndim <= 1], "lr": stage.rate, "weight_decay": 0.0},
+    ]
+    for module, rate in stage.own.values():
+        groups.append({"params": list(module.parameters()), "lr": rate, "weight_decay": 0.0})
+    return groups
+
+
+def _copied(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {
+        name: {key: value.detach().clone() for key, value in part.items()}
+        for name, part in weights.items()
+    }

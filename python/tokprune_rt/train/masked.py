@@ -1,0 +1,229 @@
+"""A Hugging Face encoder whose tokens leave as they do in the runtime, by masks.
+
+Outside attention no row meets another, so a token that has left is fully described by what it no
+longer is: a key, and a voter in scores. Its row is still computed, which costs time and changes
+nothing. Given the same decisions, the rows that stay are the runtime's.
+
+`MaskedEncoder` replaces a model's attention and calls a `Chooser` where the runtime's steps run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokprune_rt.loader.families import FAMILIES
+
+
+@dataclass
+class Pass:
+    """One forward pass of a padded batch: what it was given and what has been decided.
+
+    Attributes:
+        inputs: what the model is called with.
+        input_ids: int64 [B, S].
+        real: bool [B, S], False for padding.
+        segments: int64 [B, S], the text of a pair that a token belongs to.
+        alive: bool [B, S], the keys and voters of the next attention.
+        weight: float [B, S] or None: factors of the keys' probabilities before they are normalised,
+            through which gradients reach decisions (1 where alive, 0 where not).
+        passive: bool [B] or None: the first token left and its row goes on without context.
+        kept: bool [B, S] for each layer that has run: who is left after it.
+        scores: float [B, S] for each decision, in order.
+        saved: rows [B, S, d] that `restored` tokens show in the final output.
+        restored: bool [B, S].
+        notes: what a chooser remembers between the layers of this pass.
+    """
+
+    inputs: Mapping[str, Tensor]
+    input_ids: Tensor
+    real: Tensor
+    segments: Tensor
+    alive: Tensor
+    weight: Tensor | None = None
+    passive: Tensor | None = None
+    kept: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+    saved: Tensor | None = None
+    restored: Tensor | None = None
+    notes: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [B], tokens of each input."""
+        return self.real.sum(dim=1)
+
+    def restore(self, rows: Tensor, state: Tensor) -> None:
+        """Show ``state`` [B, S, d] for the tokens ``rows`` (bool [B, S]) in the final output."""
+        if self.saved is None or self.restored is None:
+            self.saved, self.restored = state, torch.zeros_like(self.real)
+        self.saved = torch.where(rows[..., None], state, self.saved)
+        self.restored = self.restored | rows
+
+
+class Chooser(Protocol):
+    """Decides which tokens stay, where the runtime's steps of the same name run."""
+
+    def before_layer(self, run: Pass, layer: int, hidden: Tensor) -> None:
+        """`pre` steps; ``hidden`` [B, S, d] enters the layer."""
+
+    def after_softmax(
+        self, run: Pass, layer: int, probs: Tensor, values: Tensor, hidden: Tensor
+    ) -> None:
+        """`mid` steps. probs [B, H, S, S], float32, 0 for keys that are not alive; values
+        [B, H, S, d/H]; ``hidden`` entered the layer."""
+
+    def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
+        """`post` steps; returns the layer's output, which a soft method may scale."""
+
+
+class MaskedEncoder:
+    """The encoder of ``model``, of any supported architecture and task.
+
+    Raises ValueError for an architecture that the runtime does not have.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        family = FAMILIES.get(model.config.model_type)
+        if family is None:
+            raise ValueError(
+                f"cannot prune a {model.config.model_type!r} model; supported: "
+                f"{', '.join(sorted(FAMILIES))}"
+            )
+        self.model = model
+        self._stems = family.layer
+        base = model.base_model
+        self.layers: list[nn.Module] = []
+        self._attention: list[nn.Module] = []
+        for index in range(model.config.num_hidden_layers):
+            before, _, inside = family.layer["q"].partition("{i}.")
+            layer = base.get_submodule(f"{before}{index}")
+            self.layers.append(layer)
+            self._attention.append(layer.get_submodule(inside.rpartition(".")[0]))
+        self.heads = int(model.config.num_attention_heads)
+        self._run: Pass | None = None
+        self._chooser: Chooser | None = None
+
+    @contextmanager
+    def choosing(self, chooser: Chooser | None) -> Iterator[None]:
+        """Within it, calls through `run` let ``chooser`` decide (None: dense)."""
+        handles = []
+        for index, (layer, attention) in enumerate(zip(self.layers, self._attention, strict=True)):
+            attention.forward = self._attend(index, attention)
+            handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
+            handles.append(layer.register_forward_hook(self._after(index), prepend=True))
+        self._chooser = chooser
+        try:
+            yield
+        finally:
+            self._chooser = None
+            for handle in handles:
+                handle.remove()
+            for attention in self._attention:
+                del attention.forward
+
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Any, Pass]:
+        """One forward pass of the model on a padded batch; returns its output and the decisions.
+
+        ``inputs`` are the model's, with ``attention_mask`` and optionally ``segment_ids`` [B, S],
+        by default the token types.
+        """
+        given = dict(inputs)
+        ids, real = given["input_ids"], given["attention_mask"].bool()
+        types = given.get("token_type_ids")
+        segments = given.pop("segment_ids", types if types is not None else torch.zeros_like(ids))
+        self._run = run = Pass(given, ids, real, segments, real.clone())
+        try:
+            output = self.model(**given)
+        finally:
+            self._run = None
+        return output, run
+
+    def _before(self, index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            run = self._current()
+            if self._chooser is not None:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                self._chooser.before_layer(run, index, hidden)
+
+        return hook
+
+    def _after(self, index: int) -> Callable[..., Any]:
+        last = index == len(self.layers) - 1
+
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+            run = self._current()
+            hidden = output if isinstance(output, Tensor) else output[0]
+            if self._chooser is not None:
+                hidden = self._chooser.after_layer(run, index, hidden)
+            run.kept.append(run.alive)
+            if last and run.saved is not None and run.restored is not None:
+                hidden = torch.where(run.restored[..., None], run.saved, hidden)
+            return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+        return hook
+
+    def _current(self) -> Pass:
+        if self._run is None:
+            raise RuntimeError("the model is attached to a MaskedEncoder; call its run()")
+        return self._run
+
+    def _attend(self, index: int, attention: nn.Module) -> Callable[..., tuple[Tensor, None]]:
+        """The attention of one layer, with keys masked by the pass."""
+        parts = {name: stem.rpartition(".")[2] for name, stem in self._stems.items()}
+        q, k, v = (cast(nn.Linear, attention.get_submodule(parts[name])) for name in "qkv")
+        # In some families the output projection lies in the same module.
+        inside = self._stems["o"].rpartition(".")[0] == self._stems["q"].rpartition(".")[0]
+        project = attention.get_submodule(parts["o"]) if inside else nn.Identity()
+        dropout = cast(nn.Module, attention.dropout)
+
+        def forward(
+            hidden_states: Tensor,
+            attention_mask: Tensor | None = None,
+            position_bias: Tensor | None = None,
+            **_: Any,
+        ) -> tuple[Tensor, None]:
+            run = self._current()
+
+            def split(rows: Tensor) -> Tensor:
+                return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+            query, key, value = (split(part(hidden_states)) for part in (q, k, v))
+            logits = (query @ key.transpose(2, 3)).float() / math.sqrt(query.shape[-1])
+            if position_bias is not None:
+                logits = logits + position_bias
+            passive = run.passive
+            probs = masked_softmax(logits, run.alive, run.weight)
+            if self._chooser is not None:
+                self._chooser.after_softmax(run, index, probs, value, hidden_states)
+            context = dropout(probs).to(value.dtype) @ value
+            context = context.transpose(1, 2).flatten(2)
+            if passive is not None:
+                # A first token that leaves in this very layer still gets this layer's context.
+                context[:, 0] = context[:, 0].masked_fill(passive[:, None], 0.0)
+            return project(context), None
+
+        return forward
+
+
+def masked_softmax(logits: Tensor, alive: Tensor, weight: Tensor | None) -> Tensor:
+    """Softmax of [B, H, S, S] over the keys ``alive`` [B, S]; exactly 0 for the others.
+
+    With ``weight`` [B, S] the exponentials are multiplied by it instead, so that a gradient reaches
+    the weight of a token that is out as well.
+    """
+    dead = ~alive[:, None, None, :]
+    if weight is None:
+        return torch.softmax(logits.masked_fill(dead, -math.inf), dim=-1).masked_fill(dead, 0.0)
+    # The largest logit among the living, so that they cannot all underflow; one that is out may lie
+    # far above it, and only gives a gradient.
+    top = logits.detach().masked_fill(dead, -math.inf).amax(dim=-1, keepdim=True)
+    parts = (logits - top.clamp(min=-1e30)).clamp(max=4.0).exp() * weight[:, None, None, :]
+    return parts / parts.sum(dim=-1, keepdim=True).clamp(min=1e-30)

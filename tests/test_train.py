@@ -1,0 +1,316 @@
+"""Recipes end to end on tiny models: folders that run, exact resumption, errors that help."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import tokprune_rt
+from tokprune_rt.outputs import dense_macs
+from tokprune_rt.policy import find_policy
+from tokprune_rt.train import (
+    Columns,
+    Examples,
+    MaskedEncoder,
+    PolicyChooser,
+    Run,
+    Settings,
+    evaluate,
+    finetune,
+    read_examples,
+    recipes,
+    train_ltp,
+    train_top,
+)
+from tokprune_rt.train.data import collate, tokenizer_of
+from tokprune_rt.train.top import Budget, TopMasks, Widths, ranking_loss
+
+WORDS = ["the", "weather", "was", "film", "test", "numbers", "fox", "dog", "cat", "warm", "mat"]
+
+
+def examples(count: int, seed: int) -> Examples:
+    """Sentences of random words; the class is whether "good" or "bad" is among them."""
+    rng = np.random.default_rng(seed)
+    texts, labels = [], []
+    for _ in range(count):
+        words = list(rng.choice(WORDS, int(rng.integers(3, 14))))
+        label = ("good", "bad")[int(rng.integers(2))]
+        words[int(rng.integers(len(words)))] = label
+        texts.append(" ".join(words))
+        labels.append(label)
+    return Examples(texts, labels)
+
+
+TRAIN, DEV = examples(256, 1), examples(96, 2)
+
+
+class Stop(Exception):
+    """Ends a run in the middle."""
+
+
+def run_of(source: Path | str, out: Path, **changes: Any) -> Run:
+    settings = Settings(batch_size=16, save_seconds=0.0)
+    quiet = Run(str(source), out, TRAIN, DEV, settings=settings, say=lambda _: None)
+    return dataclasses.replace(quiet, **changes)
+
+
+@pytest.fixture(scope="module")
+def dense(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(2)
+    folder = tmp_path_factory.mktemp("train") / "dense"
+    result = finetune(run_of(tiny("bert"), folder), epochs=6, rate=3e-3)
+    assert result.scores["dense"] > 95
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pruned(dense: Path) -> Path:
+    folder = dense.parent / "pruned"
+    result = train_ltp(
+        run_of(dense, folder), penalty=0.5, rate=1e-3, threshold_rate=0.05, soft_epochs=3
+    )
+    assert result.scores["pruned"] > 90
+    return folder
+
+
+def test_a_dense_folder_runs_everywhere(dense: Path) -> None:
+    model = tokprune_rt.load(dense)
+    assert model.labels == ("bad", "good")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(dense)
+    found = [item["label"] for item in model.predict(DEV.texts)]
+    assert np.mean([a == b for a, b in zip(found, DEV.labels, strict=True)]) > 0.95
+    assert theirs.config.id2label == {0: "bad", 1: "good"}
+    assert not list(dense.parent.glob(".dense*"))
+
+
+@pytest.fixture(scope="module")
+def by_rank(dense: Path) -> Path:
+    folder = dense.parent / "by-rank"
+    lines: list[str] = []
+    result = train_top(
+        run_of(dense, folder, say=lines.append),
+        target=0.6,
+        bins=10,
+        epochs=8,
+        rate=1e-3,
+        mask_rate=0.2,
+    )
+    assert result.scores["pruned"] > 90, lines
+    return folder
+
+
+def test_learned_ranks_meet_the_budget(by_rank: Path) -> None:
+    found = {row.profile: row for row in evaluate(by_rank, DEV, rounds=1).rows}
+    assert 0.45 < found["policy"].macs < 0.7
+    assert found["policy"].score > 90
+    policy = find_policy(by_rank)
+    assert policy is not None
+    # Rounding of ranks in short texts aside, what was counted in training is what runs.
+    assert found["policy"].macs == pytest.approx(policy.provenance["macs"], abs=0.05)
+
+
+def test_multiply_adds_are_counted_like_the_runtime_s() -> None:
+    widths = Widths(layers=4, hidden=48, intermediate=100)
+    lengths = torch.tensor([7, 1, 30])
+    masks = TopMasks(widths)
+    pinned = torch.tensor([2, 1, 2])
+    dense = float(masks._macs(torch.ones(3), lengths, pinned))
+    assert dense == pytest.approx(dense_macs(lengths.numpy(), 4, 48, 100))
+    with torch.no_grad():
+        masks.gate.fill_(-4.6)
+    assert float(masks.expected_macs(lengths, pinned).detach()) == pytest.approx(1, abs=2e-3)
+    assert float(masks.frozen_macs(lengths, pinned)) == 1
+    with torch.no_grad():
+        masks.gate.fill_(4.6)
+        masks.bit.fill_(0.0)
+    assert float(masks.expected_macs(lengths, pinned).detach()) < 0.6
+    bits, gates = masks.frozen()
+    assert (bits.sum(axis=1) == 10).all() and gates.all()
+
+
+def test_a_budget_pulls_both_ways() -> None:
+    """Above the target the penalty falls with the work; multipliers climb on the excess."""
+    budget = Budget(0.5)
+    expected = torch.tensor(0.8, requires_grad=True)
+    with torch.no_grad():
+        budget.linear.fill_(1.0)
+    budget(expected, 1.0).backward()
+    assert expected.grad is not None and expected.grad > 0
+    assert budget.linear.grad is not None and float(budget.linear.grad) == pytest.approx(-0.3)
+    with pytest.raises(ValueError, match="target: found 1; allowed: above 0, below 1"):
+        Budget(1)
+
+
+def test_ranking_loss_falls_with_agreement() -> None:
+    teacher = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
+    everyone = torch.ones(1, 4, dtype=torch.bool)
+    same, reversed_ = (ranking_loss(s, teacher, everyone) for s in (teacher, -teacher + 0.5))
+    assert same < reversed_
+    some = torch.tensor([[True, False, True, False]])
+    assert ranking_loss(teacher, teacher, some) > 0
+
+
+def test_learned_thresholds_prune_and_keep_the_score(pruned: Path) -> None:
+    policy = find_policy(pruned)
+    assert policy is not None
+    assert policy.provenance["method"] == "ltp"
+    found = {row.profile: row for row in evaluate(pruned, DEV, rounds=1).rows}
+    assert found["policy"].macs < 0.8 and found["off"].macs == 1
+    assert found["policy"].score > 90
+    assert found["policy"].kept[0] == 1 and found["policy"].kept[-1] < 0.7
+    assert found["off"].macs_padded > 1
+
+
+@pytest.mark.parametrize("method", ["pruned", "by_rank"])
+def test_training_and_runtime_decide_alike(method: str, request: pytest.FixtureRequest) -> None:
+    """The same tokens after every layer, the same logits."""
+    folder = request.getfixturevalue(method)
+    model = tokprune_rt.load(folder, precision="fp32")
+    policy = find_policy(folder)
+    assert policy is not None
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    encoder = MaskedEncoder(theirs)
+    tokens = tokenizer_of(folder).tokenize(DEV.texts)
+    with torch.inference_mode(), encoder.choosing(PolicyChooser(policy)):
+        output, run = encoder.run(collate(tokens, 0, True, torch.device("cpu")))
+    ours = model.forward([item.ids for item in tokens], trace=True)
+    assert ours.trace is not None
+    for layer, alive in enumerate(run.kept):
+        for b, row in enumerate(alive.numpy()):
+            np.testing.assert_array_equal(np.flatnonzero(row), ours.trace.kept[layer][b])
+    assert ours.logits is not None
+    np.testing.assert_allclose(output.logits.numpy(), ours.logits, atol=2e-5)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4])
+def test_an_interrupted_run_goes_on_exactly(
+    dense: Path, pruned: Path, tmp_path: Path, stop_at: int
+) -> None:
+    """Interrupted after one epoch of the first stage, and in the second: the same bytes."""
+    options = {"penalty": 0.5, "rate": 1e-3, "threshold_rate": 0.05, "soft_epochs": 3}
+    out = tmp_path / "again"
+    heard: list[str] = []
+
+    def say(line: str) -> None:
+        heard.append(line)
+        if sum("epoch" in item for item in heard) == stop_at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_ltp(run_of(dense, out, say=say), **options)
+    assert not out.exists()
+    with pytest.raises(ValueError, match=r"is of a run with penalty 0\.5; run with the same"):
+        train_ltp(run_of(dense, out), **{**options, "penalty": 0.1})
+    lines: list[str] = []
+    train_ltp(run_of(dense, out, say=lines.append), **options)
+    assert any("going on after" in line for line in lines)
+    for name in ("model.safetensors", "token_policy.json"):
+        assert (out / name).read_bytes() == (pruned / name).read_bytes()
+
+
+def test_a_run_that_could_not_write_goes_on(
+    dense: Path, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All stages are done; what the method learned is still there."""
+    options = {"penalty": 0.5, "rate": 1e-3, "threshold_rate": 0.05, "soft_epochs": 3}
+    out = tmp_path / "again"
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "write_model", full)
+        with pytest.raises(OSError, match="no space left"):
+            train_ltp(run_of(dense, out), **options)
+    other = Examples(TRAIN.texts[::-1], TRAIN.labels[::-1])
+    with pytest.raises(ValueError, match="is of a run with data '"):
+        train_ltp(run_of(dense, out, train=other), **options)
+    lines: list[str] = []
+    train_ltp(run_of(dense, out, say=lines.append), **options)
+    assert [line.split(":")[0] for line in lines] == ["dense", "ltp-soft", "ltp-hard"]
+    for name in ("model.safetensors", "token_policy.json"):
+        assert (out / name).read_bytes() == (pruned / name).read_bytes()
+
+
+def test_a_seed_decides_everything(tiny: Any, tmp_path: Path) -> None:
+    def weights(name: str, seed: int) -> bytes:
+        settings = Settings(batch_size=64, seed=seed)
+        finetune(run_of(tiny("bert"), tmp_path / name, settings=settings), epochs=1)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    first = weights("a", 1)
+    assert weights("b", 2) != first
+    assert weights("c", 1) == first
+
+
+def test_reading_tables(tmp_path: Path) -> None:
+    columns = Columns("text", "label", "other")
+    expected = Examples([("a b", "c"), ('say "d"', "e")], ["x", "y"])
+    (tmp_path / "t.tsv").write_text('text\tother\tlabel\na b\tc\tx\nsay "d"\te\ty\n')
+    (tmp_path / "t.csv").write_text('label,text,other\nx,a b,c\ny,"say ""d""",e\n')
+    rows = [{"text": "a b", "other": "c", "label": "x"}]
+    rows.append({"text": 'say "d"', "other": "e", "label": "y"})
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("t.tsv", "t.csv", "t.jsonl"):
+        assert read_examples(tmp_path / name, columns) == expected
+    (tmp_path / "bare.tsv").write_text("gj04\t1\t\tIt rained.\n")
+    assert read_examples(tmp_path / "bare.tsv", Columns("3", "1")) == Examples(
+        ["It rained."], ["1"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.tsv", "sentence\tlabel\na\t0\n", r"t\.tsv:2: no column 'text'; found: 'sentence', "),
+        ("t.tsv", "text\tlabel\na\n", r"t\.tsv:2: no column 'label'; found: 'text'"),
+        ("t.csv", "text,label\n", r"t\.csv: no rows"),
+        ("t.jsonl", "{\n", r"t\.jsonl:1: not JSON"),
+        ("t.jsonl", "[1]\n", r"t\.jsonl:1: expected an object, found list"),
+        ("t.txt", "a\n", r"unknown kind of file; known: \.tsv"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_examples(tmp_path / name, Columns("text", "label"))
+
+
+def test_models_and_labels_that_do_not_fit(tiny: Any, dense: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="run `tokprune finetune` first"):
+        train_ltp(run_of(tiny("bert"), out))
+    other = Examples(DEV.texts, ["ugly"] * len(DEV))
+    with pytest.raises(ValueError, match="unknown labels 'ugly'; the model has: 'bad', 'good'"):
+        train_ltp(run_of(dense, out, dev=other))
+    with pytest.raises(ValueError, match="has 2 outputs, which is no regression"):
+        train_ltp(run_of(dense, out, regression=True))
+    with pytest.raises(ValueError, match="a regression needs numbers as labels"):
+        finetune(run_of(tiny("bert"), out, regression=True))
+    with pytest.raises(ValueError, match="unknown metric 'bleu'; known: accuracy"):
+        finetune(run_of(tiny("bert"), out, metric="bleu"))
+    with pytest.raises(ValueError, match="needs 2 labels or more"):
+        finetune(run_of(tiny("bert"), out, train=Examples(["a"], ["x"])))
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
+        finetune(run_of(tiny("bert"), dense))
+    with pytest.raises(ValueError, match=r"the loss became nan.*try a learning rate below"):
+        finetune(run_of(tiny("bert"), out), rate=1e30)
+    assert not out.exists()
+
+
+def test_a_regression_learns_numbers(tiny: Any, tmp_path: Path) -> None:
+    def numbers(data: Examples) -> Examples:
+        return Examples(data.texts, [str(0.5 + (label == "good")) for label in data.labels])
+
+    run = run_of(
+        tiny("distilbert"), tmp_path / "r", train=numbers(TRAIN), dev=numbers(DEV), regression=True
+    )
+    assert finetune(run, epochs=6, rate=3e-3).scores["dense"] > 60
+    assert evaluate(tmp_path / "r", numbers(DEV), rounds=1).rows[0].score > 60
