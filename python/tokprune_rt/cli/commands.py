@@ -9,6 +9,7 @@ from tokprune_rt.cli.demo import demo
 from tokprune_rt.cli.encode import encode
 from tokprune_rt.cli.explain import explain
 from tokprune_rt.cli.export import export
+from tokprune_rt.cli.importing import import_app
 from tokprune_rt.cli.info import info
 from tokprune_rt.cli.predict import predict
 from tokprune_rt.cli.training import evaluate, finetune, train_app
@@ -21,3 +22,4 @@ def register(app: typer.Typer) -> None:
     app.command()(finetune)
     app.add_typer(train_app)
     app.command()(evaluate)
+    app.add_typer(import_app)

@@ -103,7 +103,8 @@ def _number(name: str, text: str, **limits: Any) -> Any:
     return typer.Option(name, metavar="X", help=text, rich_help_panel=_LOOP, **limits)
 
 
-def _need_torch() -> None:
+def need_torch() -> None:
+    """ImportError that says what to install, unless training can be imported."""
     try:
         import tokprune_rt.train  # noqa: F401
     except ImportError as error:
@@ -126,7 +127,7 @@ def _run(
     device: str,
     threads: int | None,
 ) -> Run:
-    _need_torch()
+    need_torch()
     import torch
 
     from tokprune_rt._core import default_threads
@@ -353,7 +354,7 @@ def evaluate(
     for path in (json_file, plot):
         if path is not None:
             check_target(path)
-    _need_torch()
+    need_torch()
     if plot is not None:
         import matplotlib  # noqa: F401 - better missed now than after the measurement
     from tokprune_rt.train import Columns, read_examples

@@ -142,7 +142,7 @@ class TopMasks(nn.Module):
             protect_token_ids=list(self.protect),
             **extra,
         )
-        return document if isinstance(document, Policy) else parse_policy(document)
+        return parse_policy(document)
 
 
 def _drawn(log_alpha: Tensor) -> Tensor:
