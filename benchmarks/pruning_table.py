@@ -41,8 +41,9 @@ from tokprune_rt.train import (
     train_top,
 )
 from tokprune_rt.train.evaluating import run_texts
+from tokprune_rt.train.latency import ratio_policy
 
-MODEL = "all-MiniLM-L6-v2"
+MODEL, SEPARATOR = "all-MiniLM-L6-v2", 102
 
 
 def tsv(path: str, text: str, pair: str | None = None, label: str = "label") -> Callable[..., Any]:
@@ -146,38 +147,22 @@ def train_all(name: str, data: Path, out: Path, seed: int, say: Callable[[str], 
         say(f"{name}, {method}: {time.perf_counter() - begin:.0f} s")
 
 
-def ratio_policy(layers: int, ratio: float, kind: str) -> dict[str, Any]:
-    """Keep a falling share of the input from the second layer on, by attention or by chance."""
-    shares = [round(1 - (1 - ratio) * i / (layers - 1), 4) for i in range(1, layers)]
-    score: dict[str, Any] = {"kind": "attn_col"} if kind == "topk" else {"kind": "random"}
-    select = {"kind": "ratio", "ratio": shares, "of": "n0"}
-    step = {
-        "layers": list(range(1, layers)),
-        "site": "mid",
-        "score": "s",
-        "select": select,
-        "action": {"kind": "drop"},
-    }
-    return {
-        "format": "token-policy",
-        "version": 1,
-        "layers": layers,
-        "protect": {"first": True, "token_ids": [102]},
-        "scores": {"s": score},
-        "steps": [step],
-    }
-
-
 def equal_work(folder: Path, data: Examples, kind: str, macs: float) -> dict[str, Any]:
     """The policy of this kind that does ``macs`` of the dense model's work."""
     layers = describe_model(folder)[0].layers
+    score = {"kind": "attn_col"} if kind == "topk" else {"kind": "random"}
+
+    def policy(share: float) -> dict[str, Any]:
+        protect = {"first": True, "token_ids": [SEPARATOR]}
+        return ratio_policy(layers, share, score) | {"protect": protect}
+
     low, high = 0.0, 1.0
     for _ in range(7):
         middle = (low + high) / 2
-        model = load(folder, ratio_policy(layers, middle, kind))
+        model = load(folder, policy(middle))
         found = run_texts(model, model.tokenizer.tokenize(data.texts), None)
         low, high = (low, middle) if found.macs > macs * found.macs_dense else (middle, high)
-    return ratio_policy(layers, (low + high) / 2, kind)
+    return policy((low + high) / 2)
 
 
 def measure(name: str, data: Path, out: Path, threads: int) -> list[tuple[str, Evaluation]]:

@@ -30,6 +30,7 @@ from tokprune_rt.train import (
     train_top,
 )
 from tokprune_rt.train.data import collate, tokenizer_of
+from tokprune_rt.train.latency import macs_for_speedup
 from tokprune_rt.train.top import Budget, TopMasks, Widths, ranking_loss
 
 WORDS = ["the", "weather", "was", "film", "test", "numbers", "fox", "dog", "cat", "warm", "mat"]
@@ -114,6 +115,16 @@ def test_learned_ranks_meet_the_budget(by_rank: Path) -> None:
     assert policy is not None
     # Rounding of ranks in short texts aside, what was counted in training is what runs.
     assert found["policy"].macs == pytest.approx(policy.provenance["macs"], abs=0.05)
+
+
+def test_a_speedup_becomes_multiply_adds(dense: Path) -> None:
+    """More speed, less work; what no policy reaches is said."""
+    tokens = tokenizer_of(dense).tokenize([" ".join(DEV.texts[i : i + 5]) for i in range(60)])
+    with pytest.raises(ValueError, match=r"a speed-up of 50 is out of reach on this machine: with"):
+        macs_for_speedup(dense, tokens, 50)
+    with pytest.raises(ValueError, match="speed-up: found 1; allowed: above 1"):
+        macs_for_speedup(dense, tokens, 1)
+    assert 0.2 < macs_for_speedup(dense, tokens, 1.05) < 1
 
 
 def test_multiply_adds_are_counted_like_the_runtime_s() -> None:

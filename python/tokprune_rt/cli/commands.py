@@ -7,12 +7,13 @@ import typer
 from tokprune_rt.cli.bench import bench
 from tokprune_rt.cli.demo import demo
 from tokprune_rt.cli.encode import encode
+from tokprune_rt.cli.evaluate import evaluate
 from tokprune_rt.cli.explain import explain
 from tokprune_rt.cli.export import export
 from tokprune_rt.cli.importing import import_app
 from tokprune_rt.cli.info import info
 from tokprune_rt.cli.predict import predict
-from tokprune_rt.cli.training import evaluate, finetune, train_app
+from tokprune_rt.cli.training import finetune, train_app
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from tokprune_rt.cli.console import out
 from tokprune_rt.cli.options import ModelArgument
-from tokprune_rt.cli.training import OutArgument, need_torch
+from tokprune_rt.cli.training_options import OutArgument, need_torch
 
 import_app = typer.Typer(
     name="import", no_args_is_help=True, help="Read what published pruning codes wrote."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from tokprune_rt.files import check_new_folder
 from tokprune_rt.loader import describe_model, resolve
 from tokprune_rt.policy import Policy
-from tokprune_rt.train.data import Examples
+from tokprune_rt.train.data import Examples, tokenizer_of
 from tokprune_rt.train.folders import (
     encoded,
     finetuned_model,
@@ -27,6 +28,7 @@ from tokprune_rt.train.folders import (
     write_model,
 )
 from tokprune_rt.train.hard import PolicyChooser
+from tokprune_rt.train.latency import macs_for_speedup
 from tokprune_rt.train.loop import Say, Settings, Stage, Training
 from tokprune_rt.train.ltp import LtpThresholds, SoftLtp, share_that_stays
 from tokprune_rt.train.masked import MaskedEncoder, Pass
@@ -158,6 +160,7 @@ def train_top(
     run: Run,
     *,
     target: float = 0.5,
+    speedup: float | None = None,
     bins: int = 20,
     epochs: int = 5,
     hard_epochs: int = 2,
@@ -170,6 +173,8 @@ def train_top(
     Args:
         run: its source is a fine-tuned model of the same task.
         target: multiply-adds, of the dense model's at the real lengths.
+        speedup: instead of ``target``, how many times as fast as dense the runtime is to be on this
+            machine, measured with the dev texts.
         bins: parts into which ranks are cut.
         epochs, hard_epochs: of the two stages.
         rate: learning rate of the weights.
@@ -182,6 +187,8 @@ def train_top(
     source = resolve(run.source)
     model, teacher = finetuned_model(source), finetuned_model(source).eval()
     task = task_of_model(model, run.regression, run.metric)
+    if speedup is not None:
+        target = _measured_target(run, source, speedup)
     recipe = {
         "method": "top",
         "target": target,
@@ -269,6 +276,19 @@ def _training(
 def checkpoints_of(out: Path) -> Path:
     """Where a run that writes ``out`` keeps what it needs to go on after an interruption."""
     return out.with_name(f".{out.name}.training")
+
+
+def _measured_target(run: Run, source: Path, speedup: float) -> float:
+    """The multiply-adds of a speed-up: measured once in a run, since times vary."""
+    path = checkpoints_of(run.out) / "target.json"
+    if path.exists():
+        return float(json.loads(path.read_text(encoding="utf-8")))
+    tokens = tokenizer_of(source, run.max_length).tokenize(run.dev.texts)
+    target = round(macs_for_speedup(source, tokens, speedup), 4)
+    run.say(f"{speedup:g} times as fast: {target:.1%} of the multiply-adds")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(target), encoding="utf-8")
+    return target
 
 
 def _finish(run: Run, source: Path, model: PreTrainedModel, policy: Policy | None) -> None:

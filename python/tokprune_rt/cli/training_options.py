@@ -1,0 +1,98 @@
+"""Options of the commands that read labelled texts or train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_DATA = "Data"
+LOOP = "Training"
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="The model to start from.", show_default=False)
+]
+OutArgument = Annotated[
+    Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)
+]
+
+
+def data_file(name: str, text: str) -> Any:
+    return typer.Option(name, metavar="FILE", help=text, rich_help_panel=_DATA, show_default=False)
+
+
+TrainOption = Annotated[Path, data_file("--train", "Examples to learn from: .tsv, .csv or .jsonl.")]
+DevOption = Annotated[Path, data_file("--dev", "Examples to choose by.")]
+TextOption = Annotated[
+    str,
+    typer.Option(
+        "--text",
+        metavar="COLUMN",
+        help="Column of the text: its name, or its number from 0 in a file without a header.",
+        rich_help_panel=_DATA,
+    ),
+]
+PairOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pair",
+        metavar="COLUMN",
+        help="Column of the second text of a pair.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+LabelOption = Annotated[
+    str,
+    typer.Option("--label", metavar="COLUMN", help="Column of the label.", rich_help_panel=_DATA),
+]
+RegressionOption = Annotated[
+    bool, typer.Option("--regression", help="Labels are numbers.", rich_help_panel=_DATA)
+]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="accuracy (default), f1, matthews; of a regression spearman (default) or pearson.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+LengthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length",
+        metavar="N",
+        min=8,
+        help="Tokens to which texts are cut; default: the model's limit.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+BatchOption = Annotated[
+    int,
+    typer.Option("--batch-size", metavar="N", min=1, help="Of a step.", rich_help_panel=LOOP),
+]
+SeedOption = Annotated[
+    int, typer.Option("--seed", metavar="N", min=0, help="Of everything.", rich_help_panel=LOOP)
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda ...", rich_help_panel=LOOP),
+]
+
+
+def number(name: str, text: str, **limits: Any) -> Any:
+    return typer.Option(name, metavar="X", help=text, rich_help_panel=LOOP, **limits)
+
+
+def need_torch() -> None:
+    """ImportError that says what to install, unless training can be imported."""
+    try:
+        import tokprune_rt.train  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"{error}; training needs PyTorch and transformers: pip install 'tokprune-rt[train]'"
+        ) from error
