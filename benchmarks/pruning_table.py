@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from tokprune_rt.files import atomic_file
 from tokprune_rt.loader import describe_model
@@ -218,6 +219,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     found = {}
     for name in options.task or list(SETS):
         out = options.out / f"{name}-{options.seed}"

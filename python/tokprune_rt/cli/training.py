@@ -47,6 +47,7 @@ def _run(
 ) -> Run:
     need_torch()
     import torch
+    import transformers
 
     from tokprune_rt._core import default_threads
     from tokprune_rt.train import Columns, Run, Settings, read_examples
@@ -56,6 +57,9 @@ def _run(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: {error}") from error
+    # Its bars and load reports would stand between the lines of progress.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     text, pair, label = columns
     chosen = Columns(text, label, pair)
     return Run(

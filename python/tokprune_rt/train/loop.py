@@ -129,7 +129,7 @@ class Training:
             return self._restore_done(stage)
         model = self.encoder.model
         groups = _groups(model, stage, self.settings.weight_decay)
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups, fused=True)
         per_epoch = -(-len(self.train) // self.settings.batch_size)
         total = max(1, per_epoch * stage.epochs)
         schedule = get_scheduler("linear", optimizer, int(self.settings.warm_up * total), total)
