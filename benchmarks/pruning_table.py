@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from tokprune_rt.files import atomic_file
 from tokprune_rt.loader import describe_model
@@ -42,6 +41,7 @@ from tokprune_rt.train import (
     train_top,
 )
 from tokprune_rt.train.evaluating import run_texts
+from tokprune_rt.train.folders import quiet_transformers
 from tokprune_rt.train.latency import ratio_policy
 
 MODEL, SEPARATOR = "all-MiniLM-L6-v2", 102
@@ -219,8 +219,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     found = {}
     for name in options.task or list(SETS):
         out = options.out / f"{name}-{options.seed}"

@@ -299,7 +299,9 @@ def test_models_and_labels_that_do_not_fit(tiny: Any, dense: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="run `tokprune finetune` first"):
         train_ltp(run_of(tiny("bert"), out))
     other = Examples(DEV.texts, ["ugly"] * len(DEV))
-    with pytest.raises(ValueError, match="unknown labels 'ugly'; the model has: 'bad', 'good'"):
+    with pytest.raises(
+        ValueError, match="dev examples: unknown labels 'ugly'; known: 'bad', 'good'"
+    ):
         train_ltp(run_of(dense, out, dev=other))
     with pytest.raises(ValueError, match="has 2 outputs, which is no regression"):
         train_ltp(run_of(dense, out, regression=True))

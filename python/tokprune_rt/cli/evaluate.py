@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tokprune_rt.cli.console import out, trimmed
 from tokprune_rt.cli.options import (
+    ModelArgument,
     PolicyOption,
     PresetOption,
     SetOption,
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)
-    ],
+    model: ModelArgument,
     data: Annotated[Path, data_file("--data", "Labelled texts: .tsv, .csv or .jsonl.")],
     text: TextOption = "text",
     pair: PairOption = None,
@@ -65,6 +64,10 @@ def evaluate(
 ) -> None:
     """Score, tokens, multiply-adds and time of a model, dense and pruned.
 
+    Profile "policy" is the policy's own numbers. kept: tokens left after the
+    last layer. MACs: multiply-adds, of the dense model's at the real lengths.
+    as fast: median over rounds in which the profiles take turns.
+
     [bold]Example[/bold]
 
       tokprune evaluate sst2-ltp --data dev.tsv --text sentence --precision fp32 --precision int8
@@ -81,7 +84,7 @@ def evaluate(
     found = measure(
         model,
         read_examples(data, Columns(text, label, pair)),
-        policy=policy_source(str(model), policy, preset, settings),
+        policy=policy_source(model, policy, preset, settings),
         metric=metric,
         precisions=precisions or ["fp32"],
         padded_to=padded_to,

@@ -47,19 +47,17 @@ def _run(
 ) -> Run:
     need_torch()
     import torch
-    import transformers
 
     from tokprune_rt._core import default_threads
     from tokprune_rt.train import Columns, Run, Settings, read_examples
+    from tokprune_rt.train.folders import quiet_transformers
 
     torch.set_num_threads(threads or default_threads())
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: {error}") from error
-    # Its bars and load reports would stand between the lines of progress.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     text, pair, label = columns
     chosen = Columns(text, label, pair)
     return Run(
@@ -77,7 +75,8 @@ def _run(
 
 def _report(result: Result) -> None:
     scores = ", ".join(f"{name} {score:.2f}" for name, score in result.scores.items())
-    out().print(f"wrote {result.folder}; dev: {scores}", markup=False, soft_wrap=True)
+    work = "" if result.macs is None else f", {result.macs:.0%} of the multiply-adds"
+    out().print(f"wrote {result.folder}; dev: {scores}{work}", markup=False, soft_wrap=True)
 
 
 def finetune(
@@ -100,7 +99,9 @@ def finetune(
 ) -> None:
     """Fine-tune a dense classifier or regression.
 
-    An interrupted run goes on where it stopped when it is started again.
+    A checkpoint is written every minute and after every epoch, into a hidden
+    folder beside OUT; an interrupted run goes on from there when the same
+    command is given again.
 
     [bold]Examples[/bold]
 

@@ -55,7 +55,8 @@ MetricOption = Annotated[
     typer.Option(
         "--metric",
         metavar="NAME",
-        help="accuracy (default), f1, matthews; of a regression spearman (default) or pearson.",
+        help="accuracy (default), f1 of the last label in order, matthews; of a regression "
+        "spearman (default) or pearson.",
         rich_help_panel=_DATA,
         show_default=False,
     ),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ class Evaluation:
 
 
 def evaluate(
-    folder: Path,
+    folder: str | os.PathLike[str],
     data: Examples,
     *,
     policy: PolicySource = "auto",
@@ -78,7 +78,8 @@ def evaluate(
     """Run the folder's model over labelled texts, dense and under every profile.
 
     Args:
-        folder: of a sequence classification or regression, with or without a policy.
+        folder: a sequence classification or regression, with or without a policy, as `load` takes
+            it.
         data: texts and labels.
         policy: as `load` takes it; "auto" is the folder's own.
         metric: a name of `tasks.METRICS`; None: accuracy or spearman.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from tokprune_rt.files import atomic_folder
@@ -18,9 +19,19 @@ from tokprune_rt.train.data import Encoded, Examples, tokenizer_of
 from tokprune_rt.train.tasks import Task
 
 
-def encoded(source: Path, data: Examples, task: Task, max_length: int | None) -> Encoded:
-    """Tokenise as the runtime does; ValueError for a label that the task does not have."""
-    targets = task.targets(data.labels)
+def quiet_transformers() -> None:
+    """No bars and load reports, which would stand between the lines of progress."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def encoded(source: Path, data: Examples, task: Task, max_length: int | None, what: str) -> Encoded:
+    """Tokenise as the runtime does; ValueError for a label that the task does not have, which calls
+    the examples ``what``."""
+    try:
+        targets = task.targets(data.labels)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
     return Encoded(tokenizer_of(source, max_length).tokenize(data.texts), targets)
 
 
@@ -86,6 +97,9 @@ def write_model(
         for name in TOKENIZER_FILES:
             if (setup.encoder_folder / name).is_file():
                 shutil.copyfile(setup.encoder_folder / name, work / name)
+        # Weights are written readable by their owner alone.
+        for path in work.iterdir():
+            path.chmod((work.stat().st_mode & 0o666) | 0o200)
         options = read_tokenizer_config(setup.encoder_folder)
         options["model_max_length"] = used.max_length
         if setup.do_lower_case:

@@ -149,15 +149,15 @@ class Training:
             state.epoch, state.step = state.epoch + 1, 0
             _set_training([model, *(module for module, _ in stage.own.values())], False)
             score, kept = self.evaluate(stage.chooser())
-            self.say(
-                f"{stage.name}, epoch {state.epoch} of {stage.epochs}: dev {score:.2f}, "
-                f"kept {' '.join(f'{share:.0%}' for share in kept)}, loss {state.mean_loss():.4f}"
-            )
             if not stage.keep_best or score > state.best_score:
                 state.best_score, state.best_epoch = score, state.epoch
                 state.best = _copied(self._weights(stage))
             self._save(stage, optimizer, schedule, state)
             saved_at = time.monotonic()
+            self.say(
+                f"{stage.name}, epoch {state.epoch} of {stage.epochs}: dev {score:.2f}, "
+                f"kept {' '.join(f'{share:.0%}' for share in kept)}, loss {state.mean_loss():.4f}"
+            )
         if state.best is not None:
             self._put(stage, state.best)
         self._finish(stage, state.best_score)
@@ -263,8 +263,14 @@ class Training:
         content["run"] = self._facts
         self._saved = content
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self._path) as file:
-            torch.save(content, file)
+        try:
+            with atomic_file(self._path) as file:
+                torch.save(content, file)
+        except RuntimeError as error:
+            # PyTorch's writer turns an interruption into an error of its own.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
 
     def _save(self, stage: Stage, optimizer: Any, schedule: Any, state: _Progress) -> None:
         self._write(

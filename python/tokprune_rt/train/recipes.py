@@ -64,10 +64,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What a recipe wrote, with the dev scores in points that it saw on the way."""
+    """What a recipe wrote, with the dev scores in points that it saw on the way, and where there
+    was a budget the share of the dense model's multiply-adds on the dev texts."""
 
     folder: Path
     scores: dict[str, float]
+    macs: float | None = None
 
 
 def finetune(run: Run, *, epochs: int = 3, rate: float = 5e-5) -> Result:
@@ -237,7 +239,10 @@ def train_top(
         reached = float(masks.frozen_macs(lengths.to(device), pinned.to(device)))
     run.say(f"multiply-adds: {reached:.1%} of dense, asked for {target:.1%}")
     if reached > target + 0.05:
-        run.say("the budget was missed: raise epochs= or mask_rate=, or ask for less")
+        run.say(
+            "the budget was missed: try more epochs, a higher mask rate or a larger target "
+            f"(there were {epochs} epochs of {len(run.train)} examples)"
+        )
 
     def distilled(logits: Tensor, targets: Tensor, passed: Pass, _: float) -> Tensor:
         if task.is_regression:
@@ -252,14 +257,15 @@ def train_top(
         "metric": {"name": task.metric, "dense": round(dense, 3), "pruned": round(score, 3)},
     }
     _finish(run, source, model, masks.policy(provenance=_provenance(run, facts)))
-    return Result(run.out, {"dense": dense, "pruned": score})
+    return Result(run.out, {"dense": dense, "pruned": score}, reached)
 
 
 def _training(
     run: Run, source: Path, model: PreTrainedModel, task: Task, recipe: Mapping[str, Any]
 ) -> Training:
     check_new_folder(run.out)
-    train, dev = (encoded(source, data, task, run.max_length) for data in (run.train, run.dev))
+    train = encoded(source, run.train, task, run.max_length, "training examples")
+    dev = encoded(source, run.dev, task, run.max_length, "dev examples")
     content = hashlib.sha256(repr((run.train, run.dev)).encode()).hexdigest()
     facts = {
         **recipe,

@@ -96,7 +96,7 @@ class Task:
         unknown = sorted({label for label in labels if label not in places})
         if unknown:
             raise ValueError(
-                f"unknown labels {', '.join(map(repr, unknown[:5]))}; the model has: "
+                f"unknown labels {', '.join(map(repr, unknown[:5]))}; known: "
                 f"{', '.join(map(repr, self.labels))}"
             )
         return torch.tensor([places[label] for label in labels])
