@@ -89,6 +89,7 @@ def test_a_dense_folder_runs_everywhere(dense: Path) -> None:
     assert np.mean([a == b for a, b in zip(found, DEV.labels, strict=True)]) > 0.95
     assert theirs.config.id2label == {0: "bad", 1: "good"}
     assert not list(dense.parent.glob(".dense*"))
+    assert len({path.stat().st_mode for path in dense.iterdir()}) == 1  # all as readable
 
 
 @pytest.fixture(scope="module")
