@@ -11,7 +11,7 @@ import transformers
 from parity import LAYERS, chunks, fewer
 from reference import compare
 from reference import run as reference_run
-from test_policy_parity import OPTIONS, PRESET_PARAMETERS
+from test_policy_parity import OPTIONS, PRESET_PARAMETERS, policy, score
 from tiny_models import FAMILIES
 
 from tokprune_rt.policy import ModelInfo, Policy, bind_policy, compile_plan, parse_policy, preset
@@ -65,6 +65,18 @@ DOCUMENTS: dict[str, Any] = {
     if not name.startswith("random") and document["steps"][0]["action"]["kind"] != "package"
 }
 
+# The first token leaves while others stay, and its row goes on without context.
+DOCUMENTS["first-leaves"] = {
+    **policy(
+        {"kind": "threshold", "theta": 0.5},
+        score("table", tensor="by-position", index="position"),
+        layers=[1],
+        dead_first="passive",
+        protect={},
+    ),
+    "tensors": {"by-position": np.array([0.0] + [1.0] * 511, np.float32)},
+}
+
 
 def bound(document: Any) -> Policy:
     given = document.to_dict() if isinstance(document, Policy) else dict(document)
@@ -78,13 +90,13 @@ def test_decisions_are_the_reference_s(
     torch_model: Any, token_ids: list[list[int]], name: str
 ) -> None:
     """Who is left after every layer, and the states of those, outside ties."""
-    policy = bound(DOCUMENTS[name])
-    plan = compile_plan(policy)
+    chosen = bound(DOCUMENTS[name])
+    plan = compile_plan(chosen)
     encoder = MaskedEncoder(torch_model)
     agreeing = total = 0
     for rows in chunks(fewer(token_ids, 12)):
         reference = reference_run(torch_model, rows, plan, dtype=torch.float32)
-        with torch.inference_mode(), encoder.choosing(PolicyChooser(policy)):
+        with torch.inference_mode(), encoder.choosing(PolicyChooser(chosen)):
             output, run = encoder.run(padded(rows))
         kept = [[np.flatnonzero(row) for row in alive.numpy()] for alive in run.kept]
         states = output.last_hidden_state.numpy()
