@@ -47,7 +47,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def check_new_folder(path: Path) -> None:
     """Raises FileExistsError when something is already there."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is not an empty folder")
+        raise FileExistsError(
+            f"{path} exists and is not an empty folder; give another name or delete it"
+        )
 
 
 @contextlib.contextmanager

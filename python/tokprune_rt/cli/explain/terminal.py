@@ -127,9 +127,9 @@ def key_line(explanation: Explanation, *, colours: bool) -> Text:
     """How to read the marks."""
     layers = explanation.pruning_layers
     if not colours:
-        return Text(
-            f"{{{layers[0]}:...}} left at layer {layers[0]}; unmarked tokens stay to the end"
-        )
+        left = [token.left for token in explanation.tokens if token.left is not None]
+        example = min(left, default=layers[0])
+        return Text(f"{{{example}:...}} left at layer {example}; unmarked tokens stay to the end")
     styles = _style(explanation)
     text = Text("left at layer ")
     for layer in layers:
