@@ -17,7 +17,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,6 @@ class Set:
     metric: str | None = None
     regression: bool = False
     most: int = 0
-    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 _MRPC = {"text": "#1 String", "pair": "#2 String", "label": "Quality"}
@@ -143,8 +142,7 @@ def train_all(name: str, data: Path, out: Path, seed: int, say: Callable[[str], 
         if target.exists():
             continue
         begin = time.perf_counter()
-        options = chosen.recipes.get(method, {})
-        recipe(run(MODEL if method == "dense" else out / "dense", target), **options)
+        recipe(run(MODEL if method == "dense" else out / "dense", target))
         say(f"{name}, {method}: {time.perf_counter() - begin:.0f} s")
 
 
