@@ -1,4 +1,4 @@
-"""What learned pruning is worth on real tasks: dense, random, top-k, LTP and ToP.
+"""What learned pruning is worth on real tasks: dense, random, top-k, PoWER-BERT, LTP, ToP, gates.
 
     python benchmarks/pruning_table.py --data FOLDER --out DIR --task mrpc --task trec
 
@@ -6,7 +6,7 @@ FOLDER holds public sets: glue/MRPC, glue/RTE, glue/CoLA, glue/STS-B, glue/SST-2
 models begin with all-MiniLM-L6-v2; their folders are kept in DIR and not trained again. A tenth of
 the training examples is held out to choose by; scores are of the set's test or dev split, which
 nothing was chosen on. Top-k and random leave the share of the tokens at which they do the work of
-LTP, on the dense model's weights.
+the learned method that leaves the most, on the dense model's weights.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import json
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pruning_parity import Parity, parity
 
 from tokprune_rt.files import atomic_file
 from tokprune_rt.loader import describe_model
@@ -37,7 +39,9 @@ from tokprune_rt.train import (
     evaluate,
     finetune,
     read_examples,
+    train_gate,
     train_ltp,
+    train_power_bert,
     train_top,
 )
 from tokprune_rt.train.evaluating import run_texts
@@ -45,6 +49,12 @@ from tokprune_rt.train.folders import quiet_transformers
 from tokprune_rt.train.latency import ratio_policy
 
 MODEL, SEPARATOR = "all-MiniLM-L6-v2", 102
+LEARNED = {
+    "power-bert": train_power_bert,
+    "ltp": train_ltp,
+    "top": train_top,
+    "gate": train_gate,
+}
 
 
 def tsv(path: str, text: str, pair: str | None = None, label: str = "label") -> Callable[..., Any]:
@@ -126,8 +136,16 @@ def split(data: Examples, most: int, seed: int) -> tuple[Examples, Examples]:
     return part(order[held:]), part(order[:held])
 
 
-def train_all(name: str, data: Path, out: Path, seed: int, say: Callable[[str], None]) -> None:
-    """The three folders of a task, where they are not there yet."""
+def train_all(
+    name: str,
+    methods: list[str],
+    target: float,
+    data: Path,
+    out: Path,
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
+    """The folders of a task, where they are not there yet."""
     chosen = SETS[name]
     train, held = split(chosen.train(data), chosen.most, seed)
     settings = Settings(seed=seed)
@@ -137,12 +155,15 @@ def train_all(name: str, data: Path, out: Path, seed: int, say: Callable[[str], 
             str(source), target, train, held, chosen.regression, chosen.metric, None, settings, say
         )
 
-    for method, recipe in (("dense", finetune), ("ltp", train_ltp), ("top", train_top)):
-        target = out / method
-        if target.exists():
+    for method in ("dense", *methods):
+        folder = out / method
+        if folder.exists():
             continue
         begin = time.perf_counter()
-        recipe(run(MODEL if method == "dense" else out / "dense", target))
+        if method == "dense":
+            finetune(run(MODEL, folder))
+        else:
+            LEARNED[method](run(out / "dense", folder), target=target)
         say(f"{name}, {method}: {time.perf_counter() - begin:.0f} s")
 
 
@@ -164,7 +185,9 @@ def equal_work(folder: Path, data: Examples, kind: str, macs: float) -> dict[str
     return policy((low + high) / 2)
 
 
-def measure(name: str, data: Path, out: Path, threads: int) -> list[tuple[str, Evaluation]]:
+def measure(
+    name: str, methods: list[str], data: Path, out: Path, threads: int
+) -> list[tuple[str, Evaluation]]:
     """Every method's evaluation on the reported split."""
     chosen = SETS[name]
     test = chosen.test(data)
@@ -180,8 +203,9 @@ def measure(name: str, data: Path, out: Path, threads: int) -> list[tuple[str, E
             threads=threads,
         )
 
-    learned = {method: run(out / method, "auto") for method in ("ltp", "top")}
-    macs = next(row.macs for row in learned["ltp"].rows if row.profile != "off")
+    learned = {method: run(out / method, "auto") for method in methods}
+    # Least first: a baseline may not profit from a method that missed its budget.
+    macs = max(row.macs for found in learned.values() for row in found.rows if row.macs < 1)
     rows = [("dense", run(out / "dense", "off"))]
     for kind in ("random", "topk"):
         rows.append((kind, run(out / "dense", equal_work(out / "dense", test, kind, macs))))
@@ -212,21 +236,37 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--task", action="append", choices=list(SETS), help="repeatable")
+    parser.add_argument("--method", action="append", choices=list(LEARNED), help="repeatable")
+    parser.add_argument("--target-macs", type=float, default=0.45)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     quiet_transformers()
-    found = {}
+    found: dict[str, list[tuple[str, Evaluation]]] = {}
+    same: dict[str, dict[str, Parity]] = {}
     for name in options.task or list(SETS):
         out = options.out / f"{name}-{options.seed}"
-        train_all(name, options.data, out, options.seed, lambda line: print(line, flush=True))
-        found[name] = measure(name, options.data, out, options.threads)
+        methods = options.method or list(LEARNED)
+        say = partial(print, flush=True)
+        train_all(name, methods, options.target_macs, options.data, out, options.seed, say)
+        found[name] = measure(name, methods, options.data, out, options.threads)
+        test = SETS[name].test(options.data)
+        same[name] = {m: parity(out / m, test, SETS[name].metric) for m in methods}
     print(markdown(found))
+    for name, methods_of in same.items():
+        for method, both in methods_of.items():
+            print(
+                f"{name}, {method}: {both.different} of {both.decisions} decisions differ between "
+                f"training and runtime; {both.training_score:.4f} and {both.runtime_score:.4f}"
+            )
     if options.json:
         content = {
-            name: [{"method": method, **evaluation.to_dict()} for method, evaluation in rows]
+            name: {
+                "rows": [{"method": method, **evaluation.to_dict()} for method, evaluation in rows],
+                "parity": {method: asdict(both) for method, both in same[name].items()},
+            }
             for name, rows in found.items()
         }
         with atomic_file(options.json) as file:

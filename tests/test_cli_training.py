@@ -41,8 +41,8 @@ def dense(tiny: Any, tables: dict[str, Path]) -> Path:
 
 def test_train_and_evaluate(dense: Path, tables: dict[str, Path], tmp_path: Path) -> None:
     for method, options in (
-        ("ltp", ["--penalty", "0.5", "--threshold-rate", "0.05", "--soft-epochs", "2"]),
-        ("top", ["--target-macs", "0.7", "--mask-rate", "0.2", "--epochs", "2", "--bins", "5"]),
+        ("ltp", ["--method-rate", "0.05", "--epochs", "2"]),
+        ("top", ["--target-macs", "0.7", "--method-rate", "0.2", "--epochs", "2", "--bins", "5"]),
     ):
         folder = tmp_path / method
         fixed = [*options, "--rate", "0.001", "--hard-epochs", "1", *columns(tables)]
@@ -69,6 +69,8 @@ def test_errors_are_one_line(dense: Path, tables: dict[str, Path], tmp_path: Pat
     assert "--device gpu" in bad and bad.count("\n") == 1
     bad = run("train", "ltp", "all-MiniLM-L6-v2", out, *columns(tables), code=2).stderr
     assert "run `tokprune finetune` first" in bad
+    bad = run("train", "ltp", dense, out, *columns(tables), "--bins", "5", code=2).stderr
+    assert "--bins is not an option of `train ltp`" in bad
     assert not out.exists()
 
 

@@ -13,7 +13,7 @@ from tokprune_rt.cli.export import export
 from tokprune_rt.cli.importing import import_app
 from tokprune_rt.cli.info import info
 from tokprune_rt.cli.predict import predict
-from tokprune_rt.cli.training import finetune, train_app
+from tokprune_rt.cli.training import finetune, train
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +21,6 @@ def register(app: typer.Typer) -> None:
     for command in (demo, encode, predict, explain, info, export, bench):
         app.command()(command)
     app.command()(finetune)
-    app.add_typer(train_app)
+    app.command()(train)
     app.command()(evaluate)
     app.add_typer(import_app)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +12,7 @@ import typer
 from tokprune_rt.cli.console import err, out
 from tokprune_rt.cli.options import ThreadsOption
 from tokprune_rt.cli.training_options import (
+    LOOP,
     BatchOption,
     DeviceOption,
     DevOption,
@@ -118,71 +121,20 @@ def finetune(
     _report(recipe(run, epochs=epochs, rate=rate))
 
 
-train_app = typer.Typer(
-    name="train", no_args_is_help=True, help="Learn what to prune, on a fine-tuned model."
-)
+class TrainMethod(StrEnum):
+    """What `tokprune train` can learn."""
+
+    LTP = "ltp"
+    TOP = "top"
+    GATE = "gate"
+    POWER_BERT = "power-bert"
 
 
-@train_app.command("ltp")
-def train_ltp(
-    source: SourceArgument,
-    target: OutArgument,
-    train: TrainOption,
-    dev: DevOption,
-    text: TextOption = "text",
-    pair: PairOption = None,
-    label: LabelOption = "label",
-    regression: RegressionOption = False,
-    metric: MetricOption = None,
-    max_length: LengthOption = None,
-    penalty: Annotated[
-        float, number("--penalty", "Weight of the tokens that stay; more prunes more.", min=0)
-    ] = 0.1,
-    soft_epochs: Annotated[int, number("--soft-epochs", "Of learning thresholds.", min=1)] = 3,
-    hard_epochs: Annotated[int, number("--hard-epochs", "Under the decisions.", min=1)] = 2,
-    rate: Annotated[float, number("--rate", "Learning rate of the weights.")] = 2e-5,
-    threshold_rate: Annotated[
-        float, number("--threshold-rate", "Learning rate of the thresholds.")
-    ] = 5e-3,
-    s_pad: Annotated[
-        float | None,
-        number("--s-pad", "Divide scores by this length, as the published code does.", min=1),
-    ] = None,
-    batch_size: BatchOption = 32,
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-) -> None:
-    """Learned Token Pruning: a threshold on received attention for each layer.
-
-    MODEL is a fine-tuned classifier or regression, for example from
-    `tokprune finetune`.
-
-    [bold]Example[/bold]
-
-      tokprune train ltp sst2 sst2-ltp --train train.tsv --dev dev.tsv --text sentence
-    """
-    run = _run(
-        source, target, train, dev, (text, pair, label), regression, metric, max_length,
-        batch_size, seed, device, threads,
-    )  # fmt: skip
-    from tokprune_rt.train import train_ltp as recipe
-
-    _report(
-        recipe(
-            run,
-            penalty=penalty,
-            soft_epochs=soft_epochs,
-            hard_epochs=hard_epochs,
-            rate=rate,
-            threshold_rate=threshold_rate,
-            s_pad=s_pad,
-        )
-    )
-
-
-@train_app.command("top")
-def train_top(
+def train(
+    method: Annotated[
+        TrainMethod,
+        typer.Argument(metavar="METHOD", help="How pruning is learned.", show_default=False),
+    ],
     source: SourceArgument,
     target: OutArgument,
     train: TrainOption,
@@ -204,42 +156,85 @@ def train_top(
             min=1,
         ),
     ] = None,
-    bins: Annotated[int, number("--bins", "Parts into which ranks are cut.", min=2)] = 20,
-    epochs: Annotated[int, number("--epochs", "Of learning bits and gates.", min=1)] = 5,
-    hard_epochs: Annotated[int, number("--hard-epochs", "Under the decisions.", min=1)] = 2,
-    rate: Annotated[float, number("--rate", "Learning rate of the weights.")] = 3e-5,
-    mask_rate: Annotated[
-        float, number("--mask-rate", "Learning rate of bits, gates and multipliers.")
-    ] = 0.05,
+    epochs: Annotated[
+        int | None, number("--epochs", "Of learning what to prune; default 3 to 5.", min=1)
+    ] = None,
+    hard_epochs: Annotated[
+        int | None, number("--hard-epochs", "Of the weights under the decisions; default 2.", min=1)
+    ] = None,
+    rate: Annotated[
+        float | None, number("--rate", "Learning rate of the weights; default 3e-5.")
+    ] = None,
+    method_rate: Annotated[
+        float | None,
+        number(
+            "--method-rate",
+            "Of thresholds or retentions (default 0.01), bits (0.05), gates (0.001).",
+        ),
+    ] = None,
+    s_pad: Annotated[
+        float | None,
+        number("--s-pad", "ltp: divide scores by this length, as the published code does.", min=1),
+    ] = None,
+    bins: Annotated[
+        int | None, number("--bins", "top: parts into which ranks are cut; default 20.", min=2)
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape",
+            metavar="NAME",
+            help="gate: transkimmer (default), adapler or tr-bert.",
+            rich_help_panel=LOOP,
+            show_default=False,
+        ),
+    ] = None,
     batch_size: BatchOption = 32,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
 ) -> None:
-    """ToP: which ranks leave at which layers, under a budget of multiply-adds.
+    """Learn what to prune, on a fine-tuned model.
 
     MODEL is a fine-tuned classifier or regression, for example from
-    `tokprune finetune`; it is also the teacher.
+    `tokprune finetune`; it is also the teacher. METHOD is one of
 
-    [bold]Example[/bold]
+    * ltp: a threshold on received attention for each layer (LTP);
+    * top: which ranks leave at which layers (ToP);
+    * gate: small networks that read a token's state (Transkimmer, AdapLeR, TR-BERT);
+    * power-bert: how many tokens each layer keeps (PoWER-BERT), a baseline.
 
+    [bold]Examples[/bold]
+
+      tokprune train ltp sst2 sst2-ltp --train train.tsv --dev dev.tsv --text sentence
       tokprune train top sst2 sst2-top --train train.tsv --dev dev.tsv --target-macs 0.4
     """
+    own = {"s_pad": s_pad, "bins": bins, "shape": shape}
+    given = {name: value for name, value in own.items() if value is not None}
+    for name in given:
+        if (name, method) not in _OF_METHOD:
+            raise ValueError(f"--{name.replace('_', '-')} is not an option of `train {method}`")
     run = _run(
         source, target, train, dev, (text, pair, label), regression, metric, max_length,
         batch_size, seed, device, threads,
     )  # fmt: skip
-    from tokprune_rt.train import train_top as recipe
+    from tokprune_rt.train import SCHEDULES, recipes
 
-    _report(
-        recipe(
-            run,
-            target=macs,
-            speedup=speedup,
-            bins=bins,
-            epochs=epochs,
-            hard_epochs=hard_epochs,
-            rate=rate,
-            mask_rate=mask_rate,
-        )
+    recipe = getattr(recipes, f"train_{method.replace('-', '_')}")
+    changes = {
+        "epochs": epochs,
+        "hard_epochs": hard_epochs,
+        "rate": rate,
+        "method_rate": method_rate,
+    }
+    schedule = replace(
+        SCHEDULES[method], **{name: value for name, value in changes.items() if value is not None}
     )
+    _report(recipe(run, target=macs, speedup=speedup, schedule=schedule, **given))
+
+
+_OF_METHOD = {
+    ("s_pad", TrainMethod.LTP),
+    ("bins", TrainMethod.TOP),
+    ("shape", TrainMethod.GATE),
+}

@@ -14,9 +14,20 @@ from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.importing import import_lat, import_ltp, import_top
 from tokprune_rt.train.loop import Settings
 from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass
-from tokprune_rt.train.recipes import Result, Run, finetune, train_ltp, train_top
+from tokprune_rt.train.recipes import (
+    SCHEDULES,
+    Result,
+    Run,
+    Schedule,
+    finetune,
+    train_gate,
+    train_ltp,
+    train_power_bert,
+    train_top,
+)
 
 __all__ = [
+    "SCHEDULES",
     "Chooser",
     "Columns",
     "Evaluation",
@@ -26,6 +37,7 @@ __all__ = [
     "PolicyChooser",
     "Result",
     "Run",
+    "Schedule",
     "Settings",
     "evaluate",
     "finetune",
@@ -33,6 +45,8 @@ __all__ = [
     "import_ltp",
     "import_top",
     "read_examples",
+    "train_gate",
     "train_ltp",
+    "train_power_bert",
     "train_top",
 ]

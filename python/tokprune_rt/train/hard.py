@@ -7,7 +7,15 @@ from torch import Tensor
 
 from tokprune_rt.policy import Policy, compile_plan
 from tokprune_rt.train.masked import Pass
-from tokprune_rt.train.scores import ATTENTION, Spec, normalise, statistic
+from tokprune_rt.train.scores import (
+    ATTENTION,
+    ENTROPY,
+    Spec,
+    gate_score,
+    normalise,
+    predicted_ratio,
+    statistic,
+)
 from tokprune_rt.train.select import select
 
 _ACTIONS = ("drop", "restore")
@@ -23,7 +31,7 @@ class PolicyChooser:
         plan = compile_plan(policy, profile)
         self._plan = plan or {"scores": [], "steps": []}
         for score in self._plan["scores"]:
-            if score["kind"] not in (*ATTENTION, "table"):
+            if score["kind"] not in (*ATTENTION, *ENTROPY, "gate", "table"):
                 raise ValueError(f"score {score['kind']!r} is not available in training")
         for step in self._plan["steps"]:
             if step["action"] not in _ACTIONS:
@@ -40,7 +48,7 @@ class PolicyChooser:
         latest = run.notes.get("latest", {})
         run.notes["previous"], run.notes["latest"] = latest, {}
         for index, spec in enumerate(self._plan["scores"]):
-            if spec["kind"] not in ATTENTION:
+            if spec["kind"] not in (*ATTENTION, *ENTROPY):
                 continue
             found = statistic(spec, run, probs, values)
             if spec["kind"] == "attn_cum" and index in latest:
@@ -60,9 +68,15 @@ class PolicyChooser:
     def _step(self, run: Pass, step: Spec, hidden: Tensor) -> None:
         spec = self._plan["scores"][step["score"]]
         protected = self._protected(run)
-        scores = self._score(run, step, spec, protected)
+        if spec["kind"] == "gate":
+            scores = gate_score(spec, step["layer"], hidden, run.alive)
+        else:
+            scores = self._score(run, step, spec, protected)
         run.scores.append(scores)
-        stays = select(step["select"], scores, run.alive, protected, run.lengths)
+        rule = step["select"]
+        if rule["kind"] == "predicted_ratio":
+            rule = rule | {"ratio": predicted_ratio(rule, hidden)}
+        stays = select(rule, scores, run.alive, protected, run.lengths)
         long_enough = run.lengths >= self._plan["skip_below"]
         leaves = run.alive & ~stays & long_enough[:, None]
         if step["action"] == "restore":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,25 +174,44 @@ class Training:
         chosen = self.dev if data is None else data
         logits, kept = self.predict(chooser, chosen)
         tokens = sum(len(item) for item in chosen.tokens)
-        return self.task.score(logits, chosen.targets), [count / tokens for count in kept]
+        shares = [float(count) / tokens for count in kept.sum(dim=0)]
+        return self.task.score(logits, chosen.targets), shares
 
     def predict(
         self, chooser: Chooser | None, data: Encoded
-    ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[int]]:
-        """Logits float32 [n, outputs] in the order given, and the tokens left after each layer."""
+    ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], Tensor]:
+        """Logits float32 [n, outputs] in the order given, and int64 [n, layers], the tokens that
+        each layer left."""
         model = self.encoder.model
         model.eval()
         order = np.argsort([len(item) for item in data.tokens], kind="stable")
         logits = np.zeros((len(data), self.task.outputs), np.float32)
-        kept = [0] * len(self.encoder.layers)
+        kept = torch.zeros(len(data), len(self.encoder.layers), dtype=torch.int64)
         with torch.inference_mode(), self.encoder.choosing(chooser):
             for start in range(0, len(order), 2 * self.settings.batch_size):
                 places = order[start : start + 2 * self.settings.batch_size]
                 output, run = self.encoder.run(self.inputs(data, places))
                 logits[places] = output.logits.float().cpu().numpy()
-                for layer, alive in enumerate(run.kept):
-                    kept[layer] += int(alive.sum())
+                counts = torch.stack([alive.sum(dim=1) for alive in run.kept], dim=1)
+                kept[torch.from_numpy(places)] = counts.cpu()
         return logits, kept
+
+    def sample(self, count: int) -> Encoded:
+        """So many of the training examples, always the same."""
+        places = np.random.default_rng(self.settings.seed).permutation(len(self.train))[:count]
+        chosen = [self.train.tokens[i] for i in places]
+        return Encoded(chosen, self.train.targets[torch.from_numpy(places)])
+
+    def macs(
+        self,
+        chooser: Chooser,
+        data: Encoded,
+        count: Callable[[Tensor, Sequence[Tensor]], Tensor],
+    ) -> float:
+        """Multiply-adds under hard decisions, of the dense model's; ``count`` is a method's."""
+        lengths = torch.tensor([len(item) for item in data.tokens])
+        _, kept = self.predict(chooser, data)
+        return float(count(lengths, list(kept.T.float())))
 
     def _batches(self, epoch: int) -> list[Any]:
         generator = np.random.default_rng([self.settings.seed, epoch])

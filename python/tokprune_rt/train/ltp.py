@@ -1,10 +1,12 @@
 """Learned Token Pruning (arXiv 2107.00910): a threshold on received attention for each layer.
 
-Soft stage: every layer's output is scaled by sigmoid((score - theta) / temperature), and a penalty
-on what stays pushes the thresholds up. Hard stage: the thresholds are frozen and the weights learn
-under the runtime's own decisions. Different from the published code: no padding, first or
-protected token is scaled or penalised; gradients of the thresholds are clipped apart from the
-weights'; the score's normaliser depends on nothing but the sequence.
+First stage: the thresholds learn, with the weights, from the task and from a budget of work. Second
+stage: they are frozen and the weights go on under the runtime's own decisions. Different from the
+published code, whose soft decisions are not the hard ones: tokens leave as they will at run time
+and the gradient of sigmoid((score - theta) / temperature) goes straight through; a budget takes the
+place of a penalty on what stays, of which no padding, first or protected token is part; gradients
+of the thresholds are clipped apart from the weights'; the score's normaliser depends on nothing but
+the sequence; thresholds are scaled once more at the end, since the tokens kept drift up.
 """
 
 from __future__ import annotations
@@ -16,42 +18,42 @@ import torch
 from torch import Tensor, nn
 
 from tokprune_rt.policy import Policy, parse_policy
+from tokprune_rt.train.budget import Widths
 from tokprune_rt.train.hard import protected_tokens
 from tokprune_rt.train.masked import Pass
+from tokprune_rt.train.method import Method, leave_softly, note_left, straight_through
 from tokprune_rt.train.scores import column_sums, normalise
 
 # Of the mean score, where thresholds begin in the last layer and how sharp the soft decision is.
 FIRST_THETA, TEMPERATURE = 0.2, 0.05
 
 
-class LtpThresholds(nn.Module):
+class LtpThresholds(Method):
     """One threshold for each layer but the first, in units of the mean score of a sequence.
 
     Args:
-        layers: of the encoder.
+        widths: of the model.
         protect: ids of tokens that never leave, beside the first.
         final: the last layer's threshold to begin with; the others rise to it linearly.
         s_pad: divide column sums by this constant, as the published code divides by the length it
             pads to. None: by their mean over unprotected tokens, which leaves attention sinks out.
+        temperature: of the soft decision.
     """
 
     def __init__(
         self,
-        layers: int,
+        widths: Widths,
         protect: Sequence[int] = (),
         final: float = FIRST_THETA,
         s_pad: float | None = None,
+        temperature: float = TEMPERATURE,
     ) -> None:
-        super().__init__()
-        if layers < 2:
-            raise ValueError(f"LTP needs 2 layers or more, the model has {layers}")
+        super().__init__("ltp", widths, protect)
         if s_pad is not None and not s_pad > 0:
             raise ValueError(f"s_pad: found {s_pad}; allowed: above 0")
-        self.layers = layers
-        self.protect = tuple(protect)
-        self.s_pad = s_pad
-        ramp = torch.tensor([final * i / (layers - 1) for i in range(1, layers)])
-        self.theta = nn.Parameter(ramp)
+        self.s_pad, self.temperature = s_pad, temperature
+        last = widths.layers - 1
+        self.theta = nn.Parameter(torch.tensor([final * i / last for i in range(1, last + 1)]))
 
     def scores(self, run: Pass, probs: Tensor, protected: Tensor) -> Tensor:
         """What is compared with the thresholds, [B, S]."""
@@ -59,22 +61,19 @@ class LtpThresholds(nn.Module):
         column = column_sums(probs, run.alive)
         return normalise({"kind": "attn_col", "norm": norm}, run, column, protected)
 
-    def rule(self) -> dict[str, Any]:
-        """Who never leaves, in the terms of a compiled plan."""
-        return {"first": True, "last": False, "token_ids": list(self.protect), "segment": -1}
-
     @torch.no_grad()
     def limit(self) -> None:
-        """Keep thresholds where they mean something; to be called after every step."""
         self.theta.clamp_(min=0.0)
 
-    def policy(self, **extra: Any) -> Policy:
-        """The policy that drops what falls below the present thresholds."""
-        unit = 1.0 if self.s_pad is None else 1.0 / self.s_pad
+    def chooser(self) -> SoftLtp:
+        return SoftLtp(self)
+
+    def policy(self, factor: float = 1.0, **extra: Any) -> Policy:
         score: dict[str, Any] = {"kind": "attn_col", "norm": "unprotected"}
         if self.s_pad is not None:
             score |= {"norm": "const", "n": self.s_pad}
-        theta = [float(value) * unit for value in self.theta.detach().cpu()]
+            factor /= self.s_pad
+        theta = [float(value) * factor for value in self.theta.detach().cpu()]
         active = [i for i, value in enumerate(theta, 1) if value > 0]
         steps = []
         if active:
@@ -88,27 +87,14 @@ class LtpThresholds(nn.Module):
                     "action": {"kind": "drop"},
                 }
             )
-        return parse_policy(
-            {
-                "format": "token-policy",
-                "version": 1,
-                "name": "ltp",
-                "layers": self.layers,
-                "protect": {"first": True, "token_ids": list(self.protect)},
-                "limits": {"min_tokens": 2},
-                "scores": {"received": score},
-                "steps": steps,
-                **extra,
-            }
-        )
+        return parse_policy(self.document(scores={"received": score}, steps=steps, **extra))
 
 
 class SoftLtp:
-    """The chooser of the soft stage: nobody leaves, rows fade."""
+    """The chooser of the first stage."""
 
-    def __init__(self, thresholds: LtpThresholds, temperature: float = TEMPERATURE) -> None:
+    def __init__(self, thresholds: LtpThresholds) -> None:
         self._thresholds = thresholds
-        self._temperature = temperature
 
     def before_layer(self, run: Pass, layer: int, hidden: Tensor) -> None:
         pass
@@ -116,25 +102,17 @@ class SoftLtp:
     def after_softmax(
         self, run: Pass, layer: int, probs: Tensor, values: Tensor, hidden: Tensor
     ) -> None:
+        method = self._thresholds
         if layer == 0:
-            run.notes["protected"] = protected_tokens(self._thresholds.rule(), run)
-            run.notes["stays"] = []
+            run.notes["protected"] = protected_tokens(method.rule(), run)
             return
         protected = run.notes["protected"]
-        scores = self._thresholds.scores(run, probs, protected)
+        scores = method.scores(run, probs, protected)
         run.scores.append(scores)
-        theta = self._thresholds.theta[layer - 1]
-        stays = torch.sigmoid((scores - theta) / self._temperature)
-        run.notes["stays"].append(torch.where(protected, 1.0, stays))
+        distance = scores - method.theta[layer - 1]
+        stays = straight_through(distance >= 0, torch.sigmoid(distance / method.temperature))
+        leave_softly(run, stays, run.alive & ~protected)
 
     def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
-        if layer == 0:
-            return hidden
-        return hidden * run.notes["stays"][layer - 1][..., None].to(hidden.dtype)
-
-
-def share_that_stays(run: Pass) -> Tensor:
-    """Mean over layers and unprotected tokens of the soft decision, for the penalty."""
-    free = (run.real & ~run.notes["protected"]).to(torch.float32)
-    count = free.sum().clamp(min=1)
-    return torch.stack([(part * free).sum() / count for part in run.notes["stays"]]).mean()
+        note_left(run)
+        return hidden

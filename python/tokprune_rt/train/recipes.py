@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 from tokprune_rt.files import check_new_folder
 from tokprune_rt.loader import describe_model, resolve
 from tokprune_rt.policy import Policy
+from tokprune_rt.train.budget import Budget, Widths, factor_for
 from tokprune_rt.train.data import Examples, tokenizer_of
 from tokprune_rt.train.folders import (
     encoded,
@@ -27,13 +27,17 @@ from tokprune_rt.train.folders import (
     task_of_model,
     write_model,
 )
+from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.latency import macs_for_speedup
 from tokprune_rt.train.loop import Say, Settings, Stage, Training
-from tokprune_rt.train.ltp import LtpThresholds, SoftLtp, share_that_stays
+from tokprune_rt.train.ltp import LtpThresholds
 from tokprune_rt.train.masked import MaskedEncoder, Pass
+from tokprune_rt.train.method import Method
+from tokprune_rt.train.power import PowerRetention
 from tokprune_rt.train.tasks import Task, task_of
-from tokprune_rt.train.top import Budget, SoftTop, Teacher, TopMasks, Widths
+from tokprune_rt.train.teacher import Teacher
+from tokprune_rt.train.top import TopMasks, ranking_loss
 
 
 @dataclass(frozen=True)
@@ -85,77 +89,61 @@ def finetune(run: Run, *, epochs: int = 3, rate: float = 5e-5) -> Result:
     return Result(run.out, {"dense": score})
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How long a method learns, and how fast.
+
+    Attributes:
+        epochs: of learning what to prune, with the weights.
+        hard_epochs: of the weights alone, under the runtime's decisions.
+        rate: learning rate of the weights; half of it in the second stage.
+        method_rate: of the method's own parameters.
+    """
+
+    epochs: int = 3
+    hard_epochs: int = 2
+    rate: float = 3e-5
+    method_rate: float = 1e-2
+
+
+SCHEDULES = {
+    "ltp": Schedule(),
+    "top": Schedule(epochs=5, method_rate=0.05),
+    "gate": Schedule(epochs=4, method_rate=1e-3),
+    "power-bert": Schedule(),
+}
+"""What the recipes take when nothing else is asked for."""
+
+
 def train_ltp(
     run: Run,
     *,
-    penalty: float = 0.1,
-    soft_epochs: int = 3,
-    hard_epochs: int = 2,
-    rate: float = 2e-5,
-    threshold_rate: float = 5e-3,
+    target: float = 0.5,
+    speedup: float | None = None,
+    schedule: Schedule = SCHEDULES["ltp"],
     temperature: float = 0.05,
     s_pad: float | None = None,
 ) -> Result:
     """Learn thresholds on received attention, then fine-tune under the runtime's decisions.
 
     Args:
-        run: its source is a fine-tuned model of the same task.
-        penalty: weight of the share of tokens that stay; higher prunes more.
-        soft_epochs, hard_epochs: of the two stages.
-        rate: learning rate of the weights.
-        threshold_rate: of the thresholds, in units of the mean score.
+        run: its source is a fine-tuned model of the same task, which is also the teacher.
+        target: multiply-adds, of the dense model's at the real lengths.
+        speedup: instead of ``target``, how many times as fast as dense the runtime is to be on this
+            machine, measured with the dev texts.
+        schedule: its ``method_rate`` is in units of the mean score.
         temperature: of the soft decision, in the same units.
         s_pad: see `LtpThresholds`.
 
     Raises:
         ValueError: the source has no head for the task, or its labels are others.
     """
-    source = resolve(run.source)
-    model = finetuned_model(source)
-    task = task_of_model(model, run.regression, run.metric)
-    recipe = {
-        "method": "ltp",
-        "penalty": penalty,
-        "soft_epochs": soft_epochs,
-        "hard_epochs": hard_epochs,
-        "rate": rate,
-        "threshold_rate": threshold_rate,
-        "temperature": temperature,
-        "s_pad": s_pad,
-    }
-    training = _training(run, source, model, task, recipe)
-    thresholds = LtpThresholds(len(training.encoder.layers), separators(source), s_pad=s_pad)
-    thresholds.to(run.settings.device)
-    dense, _ = training.evaluate(None)
-    run.say(f"dense: dev {dense:.2f}")
 
-    def loss(logits: Tensor, targets: Tensor, passed: Pass, done: float) -> Tensor:
-        return task.loss(logits, targets) + penalty * share_that_stays(passed)
+    def make(widths: Widths, protect: list[int]) -> LtpThresholds:
+        return LtpThresholds(widths, protect, s_pad=s_pad, temperature=temperature)
 
-    soft = Stage(
-        "ltp-soft",
-        soft_epochs,
-        rate,
-        lambda: (
-            SoftLtp(thresholds, temperature)
-            if thresholds.training
-            else PolicyChooser(thresholds.policy())
-        ),
-        loss,
-        {"thresholds": (thresholds, threshold_rate)},
-        lambda _: thresholds.limit(),
-        keep_best=False,
-    )
-    training.run_stage(soft)
-    policy = thresholds.policy()
-    hard = Stage("ltp-hard", hard_epochs, rate / 2, lambda: PolicyChooser(policy))
-    score = training.run_stage(hard)
-    facts = {
-        **recipe,
-        "metric": {"name": task.metric, "dense": round(dense, 3), "pruned": round(score, 3)},
-    }
-    _finish(run, source, model, thresholds.policy(provenance=_provenance(run, facts)))
-    return Result(run.out, {"dense": dense, "pruned": score})
+    recipe = {"temperature": temperature, "s_pad": s_pad}
+    return _learn(run, make, target, speedup, schedule, recipe)
 
 
 def train_top(
@@ -163,100 +151,171 @@ def train_top(
     *,
     target: float = 0.5,
     speedup: float | None = None,
+    schedule: Schedule = SCHEDULES["top"],
     bins: int = 20,
-    epochs: int = 5,
-    hard_epochs: int = 2,
-    rate: float = 3e-5,
-    mask_rate: float = 0.05,
     ranking: float = 1e-2,
 ) -> Result:
     """Learn which ranks leave at which layers under a budget of work, taught by the dense model.
 
     Args:
-        run: its source is a fine-tuned model of the same task.
-        target: multiply-adds, of the dense model's at the real lengths.
-        speedup: instead of ``target``, how many times as fast as dense the runtime is to be on this
-            machine, measured with the dev texts.
+        run, target, speedup, schedule: as for `train_ltp`.
         bins: parts into which ranks are cut.
-        epochs, hard_epochs: of the two stages.
-        rate: learning rate of the weights.
-        mask_rate: of bits, gates and multipliers.
         ranking: weight of the teacher's order of the tokens in the early layers.
 
     Raises:
         ValueError: the source has no head for the task, or its labels are others.
     """
+
+    def make(widths: Widths, protect: list[int]) -> TopMasks:
+        return TopMasks(widths, bins, protect)
+
+    recipe = {"bins": bins, "ranking": ranking}
+    return _learn(run, make, target, speedup, schedule, recipe, ranking)
+
+
+def train_gate(
+    run: Run,
+    *,
+    shape: str = "transkimmer",
+    target: float = 0.5,
+    speedup: float | None = None,
+    schedule: Schedule = SCHEDULES["gate"],
+) -> Result:
+    """Learn small networks that read a token's state and say whether it goes on.
+
+    Args:
+        run, target, speedup, schedule: as for `train_ltp`.
+        shape: a name of `gates.SHAPES`.
+
+    Raises:
+        ValueError: the source has no head for the task, or its labels are others; unknown shape.
+    """
+
+    def make(widths: Widths, protect: list[int]) -> Gates:
+        return Gates(widths, shape, protect)
+
+    return _learn(run, make, target, speedup, schedule, {"shape": shape})
+
+
+def train_power_bert(
+    run: Run,
+    *,
+    target: float = 0.5,
+    speedup: float | None = None,
+    schedule: Schedule = SCHEDULES["power-bert"],
+) -> Result:
+    """Learn how many tokens each layer keeps, whatever the text (PoWER-BERT); a baseline.
+
+    Args:
+        run, target, speedup, schedule: as for `train_ltp`.
+
+    Raises:
+        ValueError: the source has no head for the task, or its labels are others.
+    """
+    tokens = tokenizer_of(resolve(run.source), run.max_length).tokenize(run.train.texts)
+    longest = max(len(item) for item in tokens)
+
+    def make(widths: Widths, protect: list[int]) -> PowerRetention:
+        return PowerRetention(widths, longest, protect)
+
+    return _learn(run, make, target, speedup, schedule, {})
+
+
+# Rate of the budget's multipliers, and examples whose work decides the final thresholds.
+_BUDGET_RATE, _SAMPLE = 0.05, 512
+
+
+def _learn(
+    run: Run,
+    make: Callable[[Widths, list[int]], Method],
+    target: float,
+    speedup: float | None,
+    schedule: Schedule,
+    recipe: Mapping[str, Any],
+    ranking: float = 0.0,
+) -> Result:
+    """The two stages that all methods share."""
     source = resolve(run.source)
-    model, teacher = finetuned_model(source), finetuned_model(source).eval()
+    model, teacher = finetuned_model(source), finetuned_model(source)
     task = task_of_model(model, run.regression, run.metric)
     if speedup is not None:
         target = _measured_target(run, source, speedup)
-    recipe = {
-        "method": "top",
-        "target": target,
-        "bins": bins,
-        "epochs": epochs,
-        "hard_epochs": hard_epochs,
-        "rate": rate,
-        "mask_rate": mask_rate,
-        "ranking": ranking,
-    }
     config, _ = describe_model(source)
-    widths = Widths(config.layers, config.hidden, config.intermediate)
-    masks, budget = TopMasks(widths, bins, separators(source)), Budget(target)
-    masks.to(run.settings.device)
-    budget.to(run.settings.device)
-    training = _training(run, source, model, task, recipe)
+    torch.manual_seed(run.settings.seed)  # of the method's parameters
+    method = make(Widths(config.layers, config.hidden, config.intermediate), separators(source))
+    budget = Budget(target)
+    facts = {"method": method.name, "target": target, **asdict(schedule), **recipe}
+    training = _training(run, source, model, task, facts)
+    device = run.settings.device
+    method.to(device)
+    budget.to(device)
     dense, _ = training.evaluate(None)
     run.say(f"dense: dev {dense:.2f}")
-    teaching = Teacher(MaskedEncoder(teacher.to(run.settings.device)), masks)
-
-    def loss(logits: Tensor, targets: Tensor, passed: Pass, done: float) -> Tensor:
-        expected = masks.expected_macs(passed.lengths, passed.notes["protected"].sum(dim=1))
-        taught, order = teaching(passed)
-        own = task.loss if task.is_regression else task.distance
-        total = own(logits, targets if task.is_regression else taught)
-        total = total + ranking * max(0.01, 1 - done) * order
-        return total + budget(expected, done)
-
-    soft = Stage(
-        "top-soft",
-        epochs,
-        rate,
-        lambda: SoftTop(masks) if masks.training else PolicyChooser(masks.policy()),
-        loss,
-        {"masks": (masks, mask_rate), "budget": (budget, mask_rate)},
-        lambda _: masks.limit(),
-        keep_best=False,
-    )
-    training.run_stage(soft)
-    policy = masks.policy()
-    with torch.inference_mode():
-        ids = [item.ids for item in training.dev.tokens]
-        pinned = torch.tensor([1 + int(np.isin(row[1:], masks.protect).sum()) for row in ids])
-        lengths = torch.tensor([len(row) for row in ids])
-        device = run.settings.device
-        reached = float(masks.frozen_macs(lengths.to(device), pinned.to(device)))
-    run.say(f"multiply-adds: {reached:.1%} of dense, asked for {target:.1%}")
-    if reached > target + 0.05:
-        run.say(
-            "the budget was missed: try more epochs, a higher mask rate or a larger target "
-            f"(there were {epochs} epochs of {len(run.train)} examples)"
-        )
+    teaching = Teacher(MaskedEncoder(teacher.to(device)))
 
     def distilled(logits: Tensor, targets: Tensor, passed: Pass, _: float) -> Tensor:
         if task.is_regression:
             return task.loss(logits, targets)
         return task.distance(logits, teaching.logits(passed))
 
-    hard = Stage("top-hard", hard_epochs, rate / 2, lambda: PolicyChooser(policy), distilled)
-    score = training.run_stage(hard)
-    facts = {
-        **recipe,
+    def loss(logits: Tensor, targets: Tensor, passed: Pass, done: float) -> Tensor:
+        total = budget(method.expected_macs(passed), done)
+        if not ranking:
+            return total + distilled(logits, targets, passed, done)
+        taught, order = teaching.look(passed)
+        candidates = passed.real & ~passed.notes["protected"]
+        early = passed.scores[: max(1, config.layers // 3)]
+        losses = [ranking_loss(scores, order, candidates) for scores in early]
+        total = total + ranking * max(0.01, 1 - done) * torch.stack(losses).mean()
+        own = task.loss if task.is_regression else task.distance
+        return total + own(logits, targets if task.is_regression else taught)
+
+    soft = Stage(
+        f"{method.name}-soft",
+        schedule.epochs,
+        schedule.rate,
+        lambda: method.chooser() if method.training else PolicyChooser(method.policy()),
+        loss,
+        {"method": (method, schedule.method_rate), "budget": (budget, _BUDGET_RATE)},
+        lambda _: method.limit(),
+        keep_best=False,
+    )
+    training.run_stage(soft)
+    sample = training.sample(_SAMPLE)
+
+    def macs(factor: float) -> float:
+        return training.macs(PolicyChooser(method.policy(factor)), sample, method.macs)
+
+    factor = factor_for(target, macs)
+    run.say(
+        f"multiply-adds: {macs(1.0):.1%} of dense as learned, {macs(factor):.1%} adjusted, asked "
+        f"for {target:.1%}"
+    )
+    policy = method.policy(factor)
+    hard = Stage(
+        f"{method.name}-hard",
+        schedule.hard_epochs,
+        schedule.rate / 2,
+        lambda: PolicyChooser(policy),
+        distilled,
+    )
+    training.run_stage(hard)
+    # What the weights learned may have moved scores.
+    factor = factor_for(target, macs)
+    chooser = PolicyChooser(method.policy(factor))
+    score, _ = training.evaluate(chooser)
+    reached = training.macs(chooser, training.dev, method.macs)
+    run.say(f"dev {score:.2f} with {reached:.1%} of the multiply-adds")
+    if reached > target + 0.05:
+        run.say(
+            f"the budget was missed: {reached:.1%} on the dev texts; try more epochs, a higher "
+            "rate of the method or a larger target"
+        )
+    facts |= {
         "macs": round(reached, 4),
         "metric": {"name": task.metric, "dense": round(dense, 3), "pruned": round(score, 3)},
     }
-    _finish(run, source, model, masks.policy(provenance=_provenance(run, facts)))
+    _finish(run, source, model, method.policy(factor, provenance=_provenance(run, facts)))
     return Result(run.out, {"dense": dense, "pruned": score}, reached)
 
 

@@ -53,9 +53,10 @@ def _base(
     count = candidates.sum(dim=1)
     if kind == "topk":
         return rank < (spec["k"] - pinned)[:, None]
-    if kind == "ratio":
-        total = lengths if spec["of"] == "n0" else alive.sum(dim=1)
-        return rank < (_rounded(spec["ratio"] * total.double(), spec["round"]) - pinned)[:, None]
+    if kind in ("ratio", "predicted_ratio"):
+        total = lengths if spec.get("of") == "n0" else alive.sum(dim=1)
+        kept = _rounded(spec["ratio"] * total.double(), spec.get("round", "ceil"))
+        return rank < (kept - pinned)[:, None]
     if kind == "quantile":
         leave = torch.floor(spec["q"] * count.double() + 1e-9).long()
         return rank < (count - leave)[:, None]
@@ -83,6 +84,8 @@ def rank_bin(rank: Tensor, count: Tensor, bins: int, rule: str = "int") -> Tenso
 
 
 def _threshold(spec: Spec, scores: Tensor, alive: Tensor) -> Tensor:
+    if spec["kind"] == "gate":
+        return torch.tensor(spec["threshold"], dtype=torch.float32, device=scores.device)
     if spec["kind"] == "threshold":
         return torch.tensor(spec["theta"], dtype=torch.float32, device=scores.device)
     count = alive.sum(dim=1, keepdim=True).clamp(min=1)

@@ -5,14 +5,14 @@ says who stays, a gate for every layer whether it drops at all; both are hard-co
 (Louizos et al., 2018), and a Lagrangian holds the expected multiply-adds at a target. Different
 from the published code: only tokens that are still there are scored and vote; decisions are taken
 straight through, with dead keys masked as at run time; work is counted at real lengths for any
-shape; a short stage under the frozen decisions ends the training.
+shape, and once more when the bits are frozen, since a short text has fewer ranks than there are
+bins; a short stage under the frozen decisions ends the training.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokprune_rt.policy import Policy, parse_policy, preset
+from tokprune_rt.train.budget import Widths
 from tokprune_rt.train.hard import protected_tokens
-from tokprune_rt.train.masked import MaskedEncoder, Pass
+from tokprune_rt.train.masked import Pass
+from tokprune_rt.train.method import Method, leave_softly, straight_through
 from tokprune_rt.train.scores import column_sums
 from tokprune_rt.train.select import rank_bin, ranks
 
@@ -33,23 +35,7 @@ _LIMIT = math.log(100)
 FIRST_BIT, FIRST_GATE = 3.0, 0.0
 
 
-@dataclass(frozen=True)
-class Widths:
-    """What multiply-adds depend on."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-
-    def macs(self, entering: Tensor, leaving: Tensor) -> Tensor:
-        """Of one layer: attention on ``entering`` tokens, what follows it on ``leaving``."""
-        d = self.hidden
-        # Q, K and V and the scores for all; P V, its projection and the feed-forward for the rest.
-        first = 3 * d * d * entering + d * entering * entering
-        return first + d * entering * leaving + (d * d + 2 * d * self.intermediate) * leaving
-
-
-class TopMasks(nn.Module):
+class TopMasks(Method):
     """The bits and gates of all layers but the last.
 
     Args:
@@ -59,31 +45,28 @@ class TopMasks(nn.Module):
     """
 
     def __init__(self, widths: Widths, bins: int = 20, protect: Sequence[int] = ()) -> None:
-        super().__init__()
-        if widths.layers < 2:
-            raise ValueError(f"ToP needs 2 layers or more, the model has {widths.layers}")
+        super().__init__("top", widths, protect)
         if bins < 2:
             raise ValueError(f"bins: found {bins}; allowed: 2 or more")
-        self.widths, self.bins, self.protect = widths, bins, tuple(protect)
+        self.bins = bins
         places = widths.layers - 1
         # Low ranks are a little likelier to leave, which only breaks the symmetry.
         slope = torch.linspace(0.5, -0.5, bins)
         self.bit = nn.Parameter(FIRST_BIT + slope.repeat(places, 1))
         self.gate = nn.Parameter(torch.full((places,), FIRST_GATE))
 
-    def rule(self) -> dict[str, Any]:
-        """Who never leaves, in the terms of a compiled plan."""
-        return {"first": True, "last": False, "token_ids": list(self.protect), "segment": -1}
+    def chooser(self) -> SoftTop:
+        return SoftTop(self)
 
     @torch.no_grad()
     def limit(self) -> None:
-        """Keep log-alphas within bounds; to be called after every step."""
         self.bit.clamp_(-_LIMIT, _LIMIT)
         self.gate.clamp_(-_LIMIT, _LIMIT)
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """Bits [K, B] and gates [K] of one step: 0 or 1, with the gradient of their soft values."""
-        return _straight_through(_drawn(self.bit)), _straight_through(_drawn(self.gate))
+        bit, gate = _drawn(self.bit), _drawn(self.gate)
+        return straight_through(bit > 0.5, bit), straight_through(gate > 0.5, gate)
 
     def shares(self) -> Tensor:
         """Expected share of its tokens that each place leaves, [K].
@@ -93,47 +76,27 @@ class TopMasks(nn.Module):
         stays = torch.sigmoid(self.bit).mean(dim=1)
         return 1 - (1 - stays) * torch.sigmoid(self.gate)
 
-    def expected_macs(self, lengths: Tensor, pinned: Tensor) -> Tensor:
-        """Expected multiply-adds of sequences of these lengths, of which ``pinned`` tokens never
-        leave, of the dense model's."""
-        return self._share_of_dense(self.shares(), lengths, pinned)
-
-    def _share_of_dense(self, shares: Tensor, lengths: Tensor, pinned: Tensor) -> Tensor:
-        dense = self._macs(torch.ones_like(shares), lengths, pinned)
-        return self._macs(shares, lengths, pinned) / dense
-
-    def _macs(self, shares: Tensor, lengths: Tensor, pinned: Tensor) -> Tensor:
-        left = lengths.to(torch.float32)
-        total = torch.zeros((), device=shares.device)
-        for layer in range(self.widths.layers):
-            after = left
-            if layer < len(shares):
-                after = pinned + (left - pinned) * shares[layer]
-            total = total + self.widths.macs(left, after).sum()
-            left = after
-        return total
+    def expected_macs(self, run: Pass) -> Tensor:
+        # From probabilities, not from the sample of this step.
+        pinned = run.notes["protected"].sum(dim=1)
+        left = [run.lengths.to(torch.float32)]
+        for share in self.shares():
+            left.append(pinned + (left[-1] - pinned) * share)
+        return self.macs(run.lengths, [*left[1:], left[-1]])
 
     @torch.no_grad()
-    def frozen(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def frozen(self, factor: float = 1.0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Bits [K, B] and gates [K] that a policy gets: the likely number of zeros, at the lowest
-        log-alphas."""
-        stays = torch.sigmoid(self.bit)
+        log-alphas. ``factor`` divides every bit's odds of staying."""
+        stays = torch.sigmoid(self.bit - math.log(factor))
         bits = torch.ones_like(self.bit, dtype=torch.int64)
         for place, zeros in enumerate((self.bins - stays.sum(dim=1)).round().long().tolist()):
             bits[place, torch.argsort(self.bit[place], stable=True)[:zeros]] = 0
         gates = (torch.sigmoid(self.gate) >= 0.5).long()
         return bits.cpu().numpy(), gates.cpu().numpy()
 
-    @torch.no_grad()
-    def frozen_macs(self, lengths: Tensor, pinned: Tensor) -> Tensor:
-        """As `expected_macs`, of the frozen bits."""
-        bits, gates = (torch.from_numpy(part).float() for part in self.frozen())
-        shares = (1 - gates * (1 - bits.mean(dim=1))).to(self.gate.device)
-        return self._share_of_dense(shares, lengths, pinned)
-
-    def policy(self, **extra: Any) -> Policy:
-        """The policy of the frozen bits."""
-        bits, gates = self.frozen()
+    def policy(self, factor: float = 1.0, **extra: Any) -> Policy:
+        bits, gates = self.frozen(factor)
         document = preset(
             "top",
             layers=self.widths.layers,
@@ -150,11 +113,6 @@ def _drawn(log_alpha: Tensor) -> Tensor:
     noise = torch.rand_like(log_alpha).clamp(1e-6, 1 - 1e-6)
     soft = torch.sigmoid((noise.log() - (1 - noise).log() + log_alpha) / TEMPERATURE)
     return (soft * (HIGH - LOW) + LOW).clamp(0, 1)
-
-
-def _straight_through(soft: Tensor) -> Tensor:
-    # Exactly 0 or 1: `hard + soft - soft` would not be.
-    return soft + ((soft > 0.5).to(soft.dtype) - soft).detach()
 
 
 class SoftTop:
@@ -180,42 +138,10 @@ class SoftTop:
         rank = ranks(scores, candidates)
         place = rank_bin(rank, candidates.sum(dim=1), self._masks.bins)
         stays = 1 - self._gates[layer] * (1 - self._bits[layer][place])
-        if run.weight is None:
-            run.weight = run.alive.to(stays.dtype)
-        # Those that are out already have weight 0; a factor of 1 lets their gradient through.
-        run.weight = run.weight * torch.where(candidates, stays, 1.0)
-        run.alive = run.alive & (stays.detach() > 0.5)
+        leave_softly(run, stays, candidates)
 
     def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
         return hidden
-
-
-class Budget(nn.Module):
-    """Multipliers that hold the expected work at a target; gradients *ascend* on them.
-
-    Args:
-        target: of the dense model's multiply-adds.
-        warm_up: share of the stage in which the target falls from 1.
-    """
-
-    def __init__(self, target: float, warm_up: float = 0.4) -> None:
-        super().__init__()
-        if not 0 < target < 1:
-            raise ValueError(f"target: found {target}; allowed: above 0, below 1")
-        self.target, self.warm_up = target, warm_up
-        self.linear = nn.Parameter(torch.zeros(()))
-        self.square = nn.Parameter(torch.zeros(()))
-
-    def forward(self, expected: Tensor, done: float) -> Tensor:
-        """The penalty on an expected share of work when ``done`` of the stage is over."""
-        now = 1 - (1 - self.target) * min(1.0, done / self.warm_up)
-        excess = expected - now
-        return _ascend(self.linear) * excess + _ascend(self.square) * excess.square()
-
-
-def _ascend(multiplier: Tensor) -> Tensor:
-    """The same value with its gradient turned round."""
-    return 2 * multiplier.detach() - multiplier
 
 
 def ranking_loss(student: Tensor, teacher: Tensor, candidates: Tensor, top: int = 16) -> Tensor:
@@ -235,48 +161,3 @@ def ranking_loss(student: Tensor, teacher: Tensor, candidates: Tensor, top: int 
     difference = scaled[:, :, None] - scaled[:, None, :]
     loss = gain * nn.functional.softplus(-difference) / math.log(2)
     return loss.sum(dim=(1, 2)).div(top**2).mean()
-
-
-class _Watching:
-    """The chooser of a teacher, which drops nothing: keeps the last layer's scores."""
-
-    def before_layer(self, run: Pass, layer: int, hidden: Tensor) -> None:
-        pass
-
-    def after_softmax(
-        self, run: Pass, layer: int, probs: Tensor, values: Tensor, hidden: Tensor
-    ) -> None:
-        run.scores = [column_sums(probs, run.alive)]
-
-    def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
-        return hidden
-
-
-class Teacher:
-    """The dense model: what the student should answer, and in which order tokens matter.
-
-    Args:
-        encoder: the fine-tuned model.
-        masks: the student's.
-    """
-
-    def __init__(self, encoder: MaskedEncoder, masks: TopMasks) -> None:
-        self._encoder, self._masks = encoder, masks
-
-    def __call__(self, run: Pass) -> tuple[Tensor, Tensor]:
-        """Logits [B, outputs] of the student's inputs, and the ranking loss of its early layers."""
-        logits, scores = self._pass(run)
-        candidates = run.real & ~run.notes["protected"]
-        early = run.scores[: max(1, len(self._encoder.layers) // 3)]
-        losses = [ranking_loss(own, scores, candidates) for own in early]
-        return logits, torch.stack(losses).mean()
-
-    def logits(self, run: Pass) -> Tensor:
-        """Logits [B, outputs] of the student's inputs."""
-        return self._pass(run)[0]
-
-    @torch.no_grad()
-    def _pass(self, run: Pass) -> tuple[Tensor, Tensor]:
-        with self._encoder.choosing(_Watching()):
-            output, passed = self._encoder.run(run.inputs)
-        return output.logits, passed.scores[0]

@@ -1,0 +1,91 @@
+"""Holding what a method learns to a budget of work: counting multiply-adds, and the Lagrangian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What multiply-adds depend on.
+
+    Work is counted as in the LTP paper: every layer in full for the tokens that are in it.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+
+    def macs(self, entering: Tensor, leaving: Tensor) -> Tensor:
+        """Of one layer: attention on ``entering`` tokens, what follows it on ``leaving``."""
+        d = self.hidden
+        # Q, K and V and the scores for all; P V, its projection and the feed-forward for the rest.
+        first = 3 * d * d * entering + d * entering * entering
+        return first + d * entering * leaving + (d * d + 2 * d * self.intermediate) * leaving
+
+    def dense(self, lengths: Tensor) -> Tensor:
+        """Of the dense model, all sequences together."""
+        full = lengths.to(torch.float32)
+        return self.layers * self.macs(full, full).sum()
+
+    def share_of_dense(
+        self, lengths: Tensor, left: Sequence[Tensor], before: bool = False
+    ) -> Tensor:
+        """Multiply-adds of all sequences together, of the dense model's.
+
+        Args:
+            lengths: [B], tokens of the inputs.
+            left: [B] for each layer, tokens that it leaves.
+            before: the tokens leave before the layer instead of after its softmax.
+        """
+        entering = lengths.to(torch.float32)
+        total = torch.zeros((), device=entering.device)
+        for leaving in left:
+            total = total + self.macs(leaving if before else entering, leaving).sum()
+            entering = leaving
+        return total / self.dense(lengths)
+
+
+class Budget(nn.Module):
+    """Multipliers that hold the expected work at a target; gradients *ascend* on them.
+
+    Args:
+        target: of the dense model's multiply-adds.
+        warm_up: share of the stage in which the target falls from 1.
+    """
+
+    def __init__(self, target: float, warm_up: float = 0.4) -> None:
+        super().__init__()
+        if not 0 < target < 1:
+            raise ValueError(f"target: found {target}; allowed: above 0, below 1")
+        self.target, self.warm_up = target, warm_up
+        self.linear = nn.Parameter(torch.zeros(()))
+        self.square = nn.Parameter(torch.zeros(()))
+
+    def forward(self, expected: Tensor, done: float) -> Tensor:
+        """The penalty on an expected share of work when ``done`` of the stage is over."""
+        now = 1 - (1 - self.target) * min(1.0, done / self.warm_up)
+        excess = expected - now
+        return _ascend(self.linear) * excess + _ascend(self.square) * excess.square()
+
+
+def _ascend(multiplier: Tensor) -> Tensor:
+    """The same value with its gradient turned round."""
+    return 2 * multiplier.detach() - multiplier
+
+
+def factor_for(target: float, macs: Callable[[float], float]) -> float:
+    """The factor of thresholds at which ``macs(factor)``, which falls with it, is nearest to
+    ``target``; between 1/16 and 16. Work comes in steps, so that it may remain a little off."""
+    low, high = 1 / 16, 16.0
+    tried: list[tuple[float, float]] = []
+    for _ in range(9):
+        middle = (low * high) ** 0.5
+        found = macs(middle)
+        tried.append((abs(found - target), middle))
+        low, high = (middle, high) if found > target else (low, middle)
+    return min(tried)[1]

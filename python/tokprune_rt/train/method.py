@@ -1,0 +1,91 @@
+"""What a way of learning to prune brings to the training loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokprune_rt.policy import Policy
+from tokprune_rt.train.budget import Widths
+from tokprune_rt.train.masked import Chooser, Pass
+
+
+class Method(nn.Module, ABC):
+    """The parameters that decide, beside the model's weights.
+
+    Args:
+        name: of the method, in policies and messages.
+        widths: of the model.
+        protect: ids of tokens that never leave, beside the first.
+    """
+
+    def __init__(self, name: str, widths: Widths, protect: Sequence[int] = ()) -> None:
+        super().__init__()
+        if widths.layers < 2:
+            raise ValueError(f"{name} needs 2 layers or more, the model has {widths.layers}")
+        self.name, self.widths, self.protect = name, widths, tuple(protect)
+
+    @abstractmethod
+    def chooser(self) -> Chooser:
+        """For one training step: the runtime's decisions, with gradients through them."""
+
+    @abstractmethod
+    def policy(self, factor: float = 1.0, **extra: Any) -> Policy:
+        """What the runtime is to do; the larger ``factor``, the fewer tokens stay. ``extra`` are
+        fields of the document."""
+
+    def expected_macs(self, run: Pass) -> Tensor:
+        """Multiply-adds of a training step's pass, of the dense model's, with gradients."""
+        return self.macs(run.lengths, run.notes["left"])
+
+    def macs(self, lengths: Tensor, left: Sequence[Tensor]) -> Tensor:
+        """The same from the tokens that each layer left, see `Widths.share_of_dense`."""
+        return self.widths.share_of_dense(lengths, left)
+
+    def limit(self) -> None:
+        """Keep parameters where they mean something; called after every step."""
+
+    def rule(self) -> dict[str, Any]:
+        """Who never leaves, in the terms of a compiled plan."""
+        return {"first": True, "last": False, "token_ids": list(self.protect), "segment": -1}
+
+    def document(self, **fields: Any) -> dict[str, Any]:
+        """The parts that the policies of all methods share, and ``fields``."""
+        return {
+            "format": "token-policy",
+            "version": 1,
+            "name": self.name,
+            "layers": self.widths.layers,
+            "protect": {"first": True, "token_ids": list(self.protect)},
+            "limits": {"min_tokens": 2},
+            **fields,
+        }
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Exactly 0 or 1 as ``hard`` says, with the gradient of ``soft``."""
+    # `hard + soft - soft` would not be exact.
+    return soft + (hard.to(soft.dtype) - soft).detach()
+
+
+def leave_softly(run: Pass, stays: Tensor, candidates: Tensor) -> None:
+    """Let those of ``candidates`` (bool [B, S]) leave for whom ``stays`` [B, S] is 0."""
+    if run.weight is None:
+        run.weight = run.alive.to(stays.dtype)
+    # Those that are out already have weight 0; a factor of 1 lets their gradient through.
+    run.weight = run.weight * torch.where(candidates, stays, 1.0)
+    run.alive = run.alive & (run.weight.detach() > 0.5)
+
+
+def note_left(run: Pass, stays: Tensor | None = None) -> None:
+    """After each layer: remember how many tokens it left, [B], with the decisions' gradients.
+
+    ``stays`` [B, S] for methods whose tokens fade instead of leaving.
+    """
+    if stays is None:
+        stays = run.weight if run.weight is not None else run.alive.to(torch.float32)
+    run.notes.setdefault("left", []).append(stays.sum(dim=1))
