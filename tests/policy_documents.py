@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import gates
+import numpy as np
 import pytest
 
 from tokprune_rt.policy import ModelInfo, PolicyError, compile_plan, parse_policy
@@ -104,3 +106,17 @@ SELECTS: list[tuple[Document, Document]] = [
     ),
 ]
 """Every selector, and what its second layer compiles to."""
+
+
+def needed(name: str, layers: Any) -> Document:
+    """Parameters without which a preset cannot be made."""
+    depth = layers if isinstance(layers, int) and layers > 0 else 1
+    if name == "static-idf":
+        return {"idf": np.ones(100, np.float32)}
+    if name == "transkimmer":
+        return {"gates": gates.perceptrons(max(depth - 1, 1), 8, 8, 2)}
+    if name == "adapler":
+        return {"gates": gates.perceptrons(depth, 8, 3, 1), "eta": 0.5}
+    if name == "tr-bert":
+        return {"gates": gates.perceptrons(1 if depth < 4 else 2, 8, 3, 2)}
+    return {}

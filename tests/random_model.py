@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gates
 import numpy as np
 from numpy.typing import NDArray
 
@@ -151,6 +152,14 @@ def score(kind: str, **changes: Any) -> dict[str, Any]:
     return {"kind": kind} | defaults | changes
 
 
+def gate(
+    hidden: int, outputs: int, softmax: bool = False, activation: str = "gelu"
+) -> dict[str, Any]:
+    """A gate in every layer, for models of width 48 or 40."""
+    layers = {i: gates.perceptron(hidden, 21, outputs, i) for i in range(LAYERS)}
+    return {"kind": "gate", "activation": activation, "softmax": softmax, "layers": layers}
+
+
 def step(layer: int, site: str, action: str, kind: str, **select: Any) -> dict[str, Any]:
     """A step that reads the plan's only score."""
     chosen = {"kind": kind, "min_tokens": 1, "max_tokens": 0} | select
@@ -241,10 +250,29 @@ def plans(vocab_size: int = BASE["vocab_size"]) -> dict[str, dict[str, Any]]:
         "table topk pre": plan(
             score("table", table=table), every_layer("pre", "drop", "topk", k=20, max_tokens=12)
         ),
+        "gate restore pre": plan(
+            gate(48, 2),
+            every_layer("pre", "restore", "gate", threshold=-0.3),
+            output={"kind": "tokens", "over": "kept"},
+            skip_below=12,
+        ),
+        "gate softmax drop pre": plan(
+            gate(48, 1, True, "tanh"), every_layer("pre", "drop", "threshold_n", eta=0.3)
+        ),
+        "gate package post": plan(
+            gate(40, 1, activation="relu"),
+            every_layer("post", "package", "gate", threshold=-0.5, max_tokens=30),
+        ),
+        "gate embed": plan(
+            gate(40, 1), [step(0, "embed", "drop", "ratio", ratio=0.5, of="n", round="ceil")]
+        ),
     }
 
 
 def fits(shape: Config, document: dict[str, Any]) -> bool:
     """Whether a model of this shape accepts the plan."""
+    networks = [item for s in document["scores"] for item in s.get("layers", {}).values()]
+    if any(item["hidden.weight"].shape[1] != shape["hidden"] for item in networks):
+        return False
     needs_all = shape["head"] == "token" and document["steps"]
     return not needs_all or document["output"]["kind"] == "tokens"

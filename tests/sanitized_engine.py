@@ -92,6 +92,8 @@ def run_broken_weights(core: Any) -> None:
 
 def run_worthless(core: Any, encoder: Any, shape: rm.Config) -> None:
     for document in rm.plans().values():
+        if not rm.fits(shape, document):
+            continue
         batch = [rm.tokens(shape, size, 0) for size in (1, 33, 80)]
         rm.forward(encoder, batch, plan=core.Plan(document))
 
@@ -155,6 +157,7 @@ def run_bad_batches(core: Any) -> None:
     refused(call(plan=core.Plan(rm.plan(rm.score("random"), [], layers=4))))
     short = rm.score("table", table=np.zeros(3, dtype=np.float32))
     refused(call(plan=core.Plan(rm.plan(short, []))))
+    refused(call(plan=core.Plan(rm.plan(rm.gate(40, 1), [rm.step(0, "pre", "drop", "topk", k=3)]))))
 
 
 def run_bad_plans(core: Any) -> None:
@@ -171,6 +174,28 @@ def run_bad_plans(core: Any) -> None:
     for changes in ({"score": 1}, {"score": -1}, {"site": "pre"}, {"action": "merge"}):
         bad = rm.step(0, "mid", "drop", "topk", k=3) | changes
         refused(lambda bad=bad: core.Plan(rm.plan(column, [bad])))
+    gate = rm.gate(48, 2)
+    first = gate["layers"][0]
+    at = rm.step(0, "pre", "drop", "topk", k=3)
+    core.Plan(rm.plan(gate, [at]))
+    refused(lambda: core.Plan(rm.plan(gate, [at | {"site": "mid"}])))
+    refused(lambda: core.Plan(rm.plan(gate | {"softmax": True}, [at])))
+    refused(lambda: core.Plan(rm.plan(gate | {"activation": "softplus"}, [at])))
+    refused(lambda: core.Plan(rm.plan(gate | {"layers": {1: first}}, [at])))
+    refused(lambda: core.Plan(rm.plan(gate | {"layers": {0: 3}}, [at])), TypeError)
+    refused(lambda: core.Plan(rm.plan(gate | {"layers": {"0": first}}, [at])), TypeError)
+    for name, tensor in first.items():
+        missing = {key: value for key, value in first.items() if key != name}
+        for wrong in (tensor[:0], tensor[:-1], tensor[None], tensor.reshape(-1)[:0]):
+            if name == "output.weight" and len(wrong) == 1 and wrong.ndim == 2:
+                continue
+            broken = {0: first | {name: np.ascontiguousarray(wrong)}}
+            refused(lambda broken=broken: core.Plan(rm.plan(gate | {"layers": broken}, [at])))
+        refused(lambda missing=missing: core.Plan(rm.plan(gate | {"layers": {0: missing}}, [at])))
+        double = {0: first | {name: tensor.astype(np.float64)}}
+        refused(
+            lambda double=double: core.Plan(rm.plan(gate | {"layers": double}, [at])), TypeError
+        )
     bins = rm.step(0, "mid", "drop", "rank_bins", bits=[], bin_rule="int")
     refused(lambda: core.Plan(rm.plan(column, [bins])))
     refused(lambda: core.Plan(rm.plan(column, good["steps"][::-1])))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import BuildModel
+from policy_documents import needed
 from typer.testing import CliRunner
 
 import tokprune_rt
@@ -248,7 +249,7 @@ def test_export(tiny: BuildModel, tmp_path: Path) -> None:
 
 def test_every_preset_has_words() -> None:
     for name in PRESETS:
-        extra = {"idf": np.ones(4)} if name == "static-idf" else {}
+        extra = needed(name, 6)
         policy = parse_policy(preset(name, layers=6, skip_below=9, max_tokens=99, **extra))
         words = policy_words(policy)
         assert "score" in " ".join(words) and "texts under 9 tokens are not pruned" in words

@@ -145,7 +145,11 @@ def test_sequences_beyond_the_probability_store(level: str, precision: str) -> N
                 assert out["kept"][0].tolist() == halves
 
 
-PROTECTED = [name for name in PLANS if PLANS[name]["protect"]["first"]]
+PROTECTED = [
+    name
+    for model, name in models_and_plans()
+    if model == "first" and name and PLANS[name]["protect"]["first"]
+]
 
 
 @pytest.mark.parametrize("level", LEVELS)

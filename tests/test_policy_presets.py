@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from policy_documents import needed
 
 from tokprune_rt.policy import (
     PRESETS,
@@ -21,11 +22,10 @@ from tokprune_rt.policy import (
 
 Document = dict[str, Any]
 
-NEEDED: dict[str, Document] = {"static-idf": {"idf": np.ones(100, np.float32)}}
-
 
 def make(name: str, /, **params: Any) -> Document:
-    return preset(name, **{"layers": 6, **NEEDED.get(name, {}), **params})
+    chosen = {"layers": 6, **params}
+    return preset(name, **{**needed(name, chosen["layers"]), **chosen})
 
 
 def steps_of(document: Document, profile: str | None = None) -> list[Document]:
@@ -54,7 +54,8 @@ def test_defaults_work_for_any_depth(name: str, layers: int) -> None:
     assert policy.protect.first and policy.protect.last
     steps = steps_of(document)
     assert steps or (layers == 1 and name in ("ltp", "top"))
-    assert all(step["action"] == "drop" for step in steps)
+    action = "restore" if name == "transkimmer" else "drop"
+    assert all(step["action"] == action for step in steps)
     for output in ("cls", "mean", None):
         bind_policy(policy, ModelInfo(layers, 100, 64, output=output))
 

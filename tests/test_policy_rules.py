@@ -328,7 +328,7 @@ def test_rows_that_pooling_reads_must_stay() -> None:
     ],
 )
 def test_model_description(head: str, pooling: list[str], span: bool, expected: str | None) -> None:
-    sizes = {"layers": 6, "vocab_size": 100, "max_positions": 64}
+    sizes = {"layers": 6, "vocab_size": 100, "max_positions": 64, "hidden": 48}
     info = ModelInfo.from_config({**sizes, "head": head, "pooling": pooling}, span=span)
-    assert (info.layers, info.vocab_size, info.max_positions) == (6, 100, 64)
+    assert (info.layers, info.vocab_size, info.max_positions, info.hidden) == (6, 100, 64, 48)
     assert (info.output, info.pooling) == (expected, tuple(pooling))

@@ -151,13 +151,13 @@ def test_another_version_is_told_before_its_new_fields() -> None:
     refused(example(version=2, novelty=1), "$.version: found 2")
 
 
-@pytest.mark.parametrize("kind", ["row_entropy", "col_entropy", "gate", "similarity", "uniform"])
+@pytest.mark.parametrize("kind", ["row_entropy", "col_entropy", "similarity", "uniform"])
 def test_reserved_scores(kind: str) -> None:
     document = put(example(), ("scores", "imp", "kind"), kind)
     refused(document, f'"{kind}", which is part of the format but not supported by this version')
 
 
-@pytest.mark.parametrize("kind", ["gate", "predicted_ratio", "bipartite", "energy_pairs", "pool"])
+@pytest.mark.parametrize("kind", ["predicted_ratio", "bipartite", "energy_pairs", "pool"])
 def test_reserved_selectors(kind: str) -> None:
     document = put(example(), ("steps", 0, "select", "kind"), kind)
     refused(document, "$.steps[0].select.kind", "part of the format but not supported")

@@ -68,14 +68,33 @@ Pooling to_pooling(const std::string& name) {
   return {};
 }
 
+Score to_gate(Reader& in) {
+  Score score;
+  score.kind = ScoreKind::kGate;
+  score.softmax = in.get<bool>("softmax");
+  const auto activation = in.get<std::string>("activation");
+  for (const auto& [layer, tensors] : in.get<py::dict>("layers")) {
+    if (!py::isinstance<py::int_>(layer) || !py::isinstance<py::dict>(tensors)) {
+      throw py::type_error("plan gate 'layers' is not a dict of layer (int) to tensors (dict)");
+    }
+    const auto index = layer.cast<int32_t>();
+    score.gates[index] = make_mlp(to_tensors(tensors.cast<py::dict>(), /*only_shapes=*/false),
+                                  activation, concat("plan gate of layer ", index));
+  }
+  in.finish();
+  return score;
+}
+
 Score to_score(const py::dict& dict) {
   Reader in(dict, "plan score");
+  if (in.get<std::string>("kind") == "gate") return to_gate(in);
   Score score;
   score.kind = in.choice<ScoreKind>("kind", {{"attn_col", ScoreKind::kAttentionColumn},
                                              {"attn_cls", ScoreKind::kAttentionCls},
                                              {"attn_cum", ScoreKind::kAttentionCumulative},
                                              {"table", ScoreKind::kTable},
-                                             {"random", ScoreKind::kRandom}});
+                                             {"random", ScoreKind::kRandom},
+                                             {"gate", ScoreKind::kGate}});
   score.heads = in.choice<HeadReduction>(
       "heads",
       {{"mean", HeadReduction::kMean}, {"sum", HeadReduction::kSum}, {"max", HeadReduction::kMax}});
@@ -109,6 +128,7 @@ Selector to_selector(const py::dict& dict) {
   select.kind = in.choice<SelectKind>("kind", {{"topk", SelectKind::kTopK},
                                                {"ratio", SelectKind::kRatio},
                                                {"threshold", SelectKind::kThreshold},
+                                               {"gate", SelectKind::kThreshold},
                                                {"threshold_n", SelectKind::kThresholdN},
                                                {"threshold_rel", SelectKind::kThresholdRelative},
                                                {"quantile", SelectKind::kQuantile},
@@ -125,7 +145,9 @@ Selector to_selector(const py::dict& dict) {
           "round",
           {{"ceil", Rounding::kCeil}, {"floor", Rounding::kFloor}, {"round", Rounding::kNearest}});
       break;
-    case SelectKind::kThreshold: select.value = in.get<double>("theta"); break;
+    case SelectKind::kThreshold:
+      select.value = in.get<double>(in.get<std::string>("kind") == "gate" ? "threshold" : "theta");
+      break;
     case SelectKind::kThresholdN: select.value = in.get<double>("eta"); break;
     case SelectKind::kThresholdRelative:
       select.value = in.get<double>("t");

@@ -52,7 +52,12 @@ WorkspacePlan Encoder::workspace_plan(const RaggedBatch& batch, const ForwardOpt
   if (options.plan) {
     plan.scores = static_cast<int64_t>(options.plan->scores.size());
     plan.restores = options.plan->restores;
-    for (const Step& step : options.plan->steps) plan.mid_steps |= step.site == Site::kMid;
+    for (const Step& step : options.plan->steps) {
+      plan.mid_steps |= step.site == Site::kMid;
+      if (!step.gate) continue;
+      plan.mlp_hidden = std::max(plan.mlp_hidden, step.gate->hidden_columns());
+      plan.mlp_outputs = std::max(plan.mlp_outputs, step.gate->output_columns());
+    }
   }
   return plan;
 }
@@ -155,6 +160,33 @@ void Encoder::embed_rows(Pass& pass, int64_t count, float* dst) const {
   }
 }
 
+// What the step reads off the finished states in ws.x before it decides. Sequences that it cannot
+// prune, whatever it read, are left out.
+void Encoder::read_states(Pass& pass, const Step& step) const {
+  Workspace& ws = pass.ws;
+  Pruner& pruner = ws.pruner;
+  for (int64_t first = 0, last = 0; first < pruner.sequences(); first = last + 1) {
+    for (last = first; last < pruner.sequences() && pruner.can_drop(step, last);) ++last;
+    const int64_t begin = pruner.row_begin(first);
+    const int64_t rows = pruner.row_begin(last) - begin;
+    run_mlp(pass, *step.gate, ws.x + begin * ws.ld_hidden, rows);
+    pruner.take_gate(step, begin, rows, ws.context.data(), step.gate->output_columns());
+  }
+}
+
+// Into ws.context, whose row stride is the perceptron's output_columns.
+void Encoder::run_mlp(Pass& pass, const Mlp& mlp, const float* src, int64_t rows) const {
+  Workspace& ws = pass.ws;
+  mlp.run(pass.context, {.src = src,
+                         .ld_src = ws.ld_hidden,
+                         .hidden = ws.ffn.data(),
+                         .ld_hidden = row_stride(mlp.hidden_columns()),
+                         .dst = ws.context.data(),
+                         .ld_dst = mlp.output_columns(),
+                         .rows = rows});
+  pass.macs += mlp.macs() * rows;
+}
+
 // Between layers: the post steps of layer index - 1, then the embed and pre steps of `index`.
 // emit(rows, count, dst) produces the layer input of the listed rows (null = all) at dst. Rows
 // that simply leave are never produced.
@@ -180,11 +212,12 @@ void Encoder::boundary(Pass& pass, int64_t index, const Emit& emit) const {
   bool produced = false;
   const auto run = [&](std::span<const Step> steps) {
     for (const Step& step : steps) {
-      const bool only_drops = step.action == Action::kDrop;
-      if (!only_drops && !produced) {
-        emit(nullptr, pruner.rows(), ws.x);
+      const bool reads = step.gate && pruner.can_drop({&step, 1});
+      if ((reads || step.action != Action::kDrop) && !produced) {
+        emit(pass.listed ? ws.survivors.data() : nullptr, pruner.rows(), ws.x);
         produced = true;
       }
+      if (reads) read_states(pass, step);
       const int64_t before = pruner.rows();
       pruner.open_site();
       pruner.decide(pass.context, step, 0, pruner.sequences());

@@ -36,7 +36,7 @@ struct ForwardResult {
   int64_t pooled_columns = 0;
   const float* logits = nullptr;  // [sequences or tokens, ld_logits]
   int64_t logit_rows = 0;
-  int64_t macs = 0;  // multiply-adds executed in the encoder layers
+  int64_t macs = 0;  // multiply-adds executed in the encoder layers and the policy's gates
 };
 
 class Encoder {
@@ -69,6 +69,8 @@ class Encoder {
   void embed_rows(Pass& pass, int64_t count, float* dst) const;
   template <class Emit>
   void boundary(Pass& pass, int64_t index, const Emit& emit) const;
+  void read_states(Pass& pass, const Step& step) const;
+  void run_mlp(Pass& pass, const Mlp& mlp, const float* src, int64_t rows) const;
   // encoder_layer.cpp
   void layer(Pass& pass, int64_t index) const;
   void layer_first_rows(Pass& pass, int64_t index) const;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "kernels/registry.h"
 
 namespace tokprune {
 namespace {
@@ -36,6 +37,14 @@ void check_step(const Plan& plan, const Step& step) {
     require(!score.value_norm || step.site == Site::kMid,
             "value_norm scores exist only at site mid");
   }
+  if (score.kind == ScoreKind::kGate) {
+    require(step.site != Site::kMid, "gate scores exist at sites embed, pre and post, not at mid");
+    require(score.gates.contains(step.layer), "the gate score of a plan step has no layer ",
+            step.layer);
+    const int64_t outputs = score.gates.at(step.layer)->outputs();
+    require(outputs == 1 || (outputs == 2 && !score.softmax), "the gate of layer ", step.layer,
+            " has ", outputs, " outputs; expected 1", score.softmax ? "" : " or 2");
+  }
   require(plan.passive_first || step.select.min_tokens >= 1,
           "a plan step may keep no token at all; min_tokens must be at least 1");
   require(step.select.kind != SelectKind::kRankBins || !step.select.bits.empty(),
@@ -44,7 +53,45 @@ void check_step(const Plan& plan, const Step& step) {
           "package can be combined neither with restore nor with a passive first token");
 }
 
+// The tensor `key`, of `rank` dimensions, none of them 0.
+const TensorView& tensor_of(const TensorMap& tensors, const std::string& key, std::size_t rank,
+                            const std::string& name) {
+  const auto it = tensors.find(key);
+  require(it != tensors.end(), name, " lacks '", key, "'");
+  const std::vector<int64_t>& shape = it->second.shape;
+  const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
+  require(shape.size() == rank && !empty, name, " '", key, "' has shape ", shape_text(shape),
+          "; expected ", rank, " dimensions, none of them 0");
+  return it->second;
+}
+
 }  // namespace
+
+std::shared_ptr<const Mlp> make_mlp(const TensorMap& tensors, const std::string& activation,
+                                    const std::string& name) {
+  const TensorView& hidden = tensor_of(tensors, "hidden.weight", 2, name);
+  const TensorView& output = tensor_of(tensors, "output.weight", 2, name);
+  const auto expect = [&](const char* key, const TensorView& found, std::vector<int64_t> shape) {
+    require(found.shape == shape, name, " '", key, "' has shape ", shape_text(found.shape),
+            "; expected ", shape_text(shape));
+    return found.data;
+  };
+  MlpSource source;
+  source.inputs = hidden.shape[1];
+  source.hidden = hidden.shape[0];
+  source.outputs = output.shape[0];
+  source.hidden_weight = hidden.data;
+  source.output_weight = expect("output.weight", output, {source.outputs, source.hidden});
+  source.hidden_bias =
+      expect("hidden.bias", tensor_of(tensors, "hidden.bias", 1, name), {source.hidden});
+  source.output_bias =
+      expect("output.bias", tensor_of(tensors, "output.bias", 1, name), {source.outputs});
+  source.activation = kernels::bias_activation(activation);
+  // Packed weights have one layout for all levels, and a plan belongs to none.
+  ThreadPool alone(1);
+  const Context context{&kernels::table_for(IsaLevel::kScalar), &alone};
+  return std::make_shared<const Mlp>(context, source);
+}
 
 void Plan::finish() {
   require(layers > 0, "plan 'layers' is ", layers, "; expected a positive number");
@@ -59,6 +106,8 @@ void Plan::finish() {
           "plan steps are not in order of layer and site");
   for (std::size_t i = 0; i < steps.size(); ++i) {
     check_step(*this, steps[i]);
+    const Score& read = scores[static_cast<std::size_t>(steps[i].score)];
+    if (read.kind == ScoreKind::kGate) steps[i].gate = read.gates.at(steps[i].layer);
     const bool package_ends_site = i + 1 == steps.size() || steps[i].site != Site::kMid ||
                                    steps[i].action != Action::kPackage ||
                                    steps[i + 1].layer != steps[i].layer ||
@@ -105,6 +154,11 @@ void Plan::finish() {
 void Plan::check_fits(const EncoderConfig& config) const {
   require(layers == config.layers, "the policy is for ", layers, " layers; the model has ",
           config.layers);
+  for (const Step& step : steps) {
+    if (!step.gate) continue;
+    require(step.gate->inputs() == config.hidden, "the gate of layer ", step.layer, " reads ",
+            step.gate->inputs(), " values; the hidden size of the model is ", config.hidden);
+  }
   for (const Score& score : scores) {
     if (score.kind != ScoreKind::kTable) continue;
     const int64_t rows = score.by_position ? config.max_positions : config.vocab_size;

@@ -2,10 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "model/config.h"
+#include "model/weights.h"
+#include "ops/mlp.h"
 #include "ops/score.h"
 #include "ops/select.h"
 
@@ -16,7 +20,8 @@ enum class ScoreKind : uint8_t {
   kAttentionCls,
   kAttentionCumulative,
   kTable,
-  kRandom
+  kRandom,
+  kGate,
 };
 enum class Site : uint8_t {
   kEmbed,  // after the embeddings
@@ -46,6 +51,9 @@ struct Score {
   std::vector<float> table;
   bool by_position = false;  // table index: position instead of token id
   uint64_t seed = 0;
+  // kGate: logit of the token's state; of two outputs, the second minus the first.
+  std::map<int32_t, std::shared_ptr<const Mlp>> gates;  // by layer of the step
+  bool softmax = false;                                 // of the logits over the alive tokens
 
   bool from_attention() const { return kind <= ScoreKind::kAttentionCumulative; }
 };
@@ -56,7 +64,15 @@ struct Step {
   int32_t score = 0;
   Selector select;
   Action action = Action::kDrop;
+
+  // Derived by Plan::finish().
+  std::shared_ptr<const Mlp> gate = {};  // of its score, which reads the states before the step
 };
+
+// Packs a perceptron: tensors hidden.weight [h, d], hidden.bias [h], output.weight [o, h] and
+// output.bias [o]. Throws std::invalid_argument, beginning with `name`, for anything else.
+std::shared_ptr<const Mlp> make_mlp(const TensorMap& tensors, const std::string& activation,
+                                    const std::string& name);
 
 struct Plan {
   int64_t layers = 0;

@@ -75,15 +75,18 @@ std::span<const RowSpan> Pruner::alive_spans() {
 }
 
 bool Pruner::can_drop(std::span<const Step> steps) const {
-  if (trace_) return !steps.empty();
   for (const Step& step : steps) {
     for (int64_t s = 0; s < sequences_; ++s) {
-      const int64_t length = batch_.length(s);
-      if (length < plan_->skip_below) continue;
-      if (tokprune::can_drop(step.select, alive(s).count, length)) return true;
+      if (can_drop(step, s)) return true;
     }
   }
   return false;
+}
+
+bool Pruner::can_drop(const Step& step, int64_t s) const {
+  const int64_t length = batch_.length(s);
+  if (length < plan_->skip_below) return false;
+  return trace_ || tokprune::can_drop(step.select, alive(s).count, length);
 }
 
 std::span<const Statistic> Pruner::statistics(int64_t layer) {
@@ -128,6 +131,16 @@ void Pruner::take_scores(const Context& context, int64_t layer, const AttentionA
   }
 }
 
+void Pruner::take_gate(const Step& step, int64_t first, int64_t count, const float* logits,
+                       int64_t ld) {
+  float* values = score_array(step.score) + first;
+  const bool pair = step.gate->outputs() == 2;
+  for (int64_t i = 0; i < count; ++i) {
+    const float* logit = logits + i * ld;
+    values[i] = pair ? logit[1] - logit[0] : logit[0];
+  }
+}
+
 bool Pruner::is_protected(int64_t s, int64_t row) const {
   const int32_t position = position_[row];
   const int32_t token = token_[row];
@@ -162,7 +175,7 @@ const float* Pruner::score_values(const Step& step) const {
 void Pruner::read_scores(const Step& step, int64_t s, std::span<const int32_t> rows,
                          float* out) const {
   const Score& score = plan_->scores[static_cast<std::size_t>(step.score)];
-  if (score.from_attention()) {
+  if (score.from_attention() || score.kind == ScoreKind::kGate) {
     const float* values = score_values(step);
     for (std::size_t i = 0; i < rows.size(); ++i) out[i] = values[rows[i]];
     return;
@@ -207,6 +220,7 @@ void Pruner::decide_sequence(const Step& step, int64_t s, const Scratch& scratch
                     .constant = score.norm_constant,
                     .initial_length = batch_.length(s),
                     .is_protected = scratch.is_protected.data()});
+  if (score.softmax) softmax_scores(scratch.score.data(), count);
   if (trace_) {
     std::vector<float>& scores =
         trace_->scores[static_cast<std::size_t>(step.layer)][static_cast<std::size_t>(s)];

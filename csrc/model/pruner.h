@@ -58,12 +58,16 @@ class Pruner {
   // Whether any of `steps` could drop a token of any sequence, whatever the scores. Always true
   // while a trace records the scores.
   bool can_drop(std::span<const Step> steps) const;
+  bool can_drop(const Step& step, int64_t s) const;  // of sequence s
 
   // Importance statistics of the layer that is about to run its attention.
   std::span<const Statistic> statistics(int64_t layer);
   // Turns them into scores. `attention` gives access to the values (value_norm).
   void take_scores(const Context& context, int64_t layer, const AttentionArgs& attention,
                    int64_t first, int64_t last);
+
+  // Scores of rows [first, first + count) from the output of the step's gate, [count, ld].
+  void take_gate(const Step& step, int64_t first, int64_t count, const float* logits, int64_t ld);
 
   // One site: open it, decide step by step, close it. Between open and close, kept(s) lists the
   // surviving rows of a sequence and dropped(s) those the last step removed.

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kAny = -1;
 
+}  // namespace
+
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) {
@@ -18,6 +20,8 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   }
   return text + "]";
 }
+
+namespace {
 
 class Source {
  public:

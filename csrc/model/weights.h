@@ -20,6 +20,9 @@ struct TensorView {
 };
 using TensorMap = std::map<std::string, TensorView, std::less<>>;
 
+// "[2, 3]"; an extent of -1 reads "any".
+std::string shape_text(const std::vector<int64_t>& shape);
+
 struct NormWeights {
   std::span<float> gamma;
   std::span<float> beta;

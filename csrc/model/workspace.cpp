@@ -15,6 +15,7 @@ AlignedArray<float> floats(int64_t rows, int64_t columns) {
 bool holds(const WorkspacePlan& have, const WorkspacePlan& wanted) {
   return have.tokens >= wanted.tokens && have.sequences >= wanted.sequences &&
          have.longest >= wanted.longest && have.scores >= wanted.scores &&
+         have.mlp_hidden >= wanted.mlp_hidden && have.mlp_outputs >= wanted.mlp_outputs &&
          have.threads >= wanted.threads && have.mid_steps >= wanted.mid_steps &&
          have.restores >= wanted.restores;
 }
@@ -24,6 +25,8 @@ WorkspacePlan larger(const WorkspacePlan& a, const WorkspacePlan& b) {
           .sequences = std::max(a.sequences, b.sequences),
           .longest = std::max(a.longest, b.longest),
           .scores = std::max(a.scores, b.scores),
+          .mlp_hidden = std::max(a.mlp_hidden, b.mlp_hidden),
+          .mlp_outputs = std::max(a.mlp_outputs, b.mlp_outputs),
           .threads = std::max(a.threads, b.threads),
           .mid_steps = a.mid_steps || b.mid_steps,
           .restores = a.restores || b.restores};
@@ -59,8 +62,8 @@ void Workspace::reserve(const EncoderConfig& config, Precision precision, int64_
   x = x_memory.data();
   y = y_memory.data();
   qkv = floats(plan.tokens, ld_qkv);
-  context = floats(plan.tokens, ld_hidden);
-  ffn = floats(plan.tokens, ld_ffn);
+  context = floats(plan.tokens, std::max(ld_hidden, plan.mlp_outputs));
+  ffn = floats(plan.tokens, std::max(ld_ffn, row_stride(plan.mlp_hidden)));
   if (config.embedding_size != config.hidden) embedding = floats(plan.tokens, ld_embedding);
   if (plan.restores) {
     restored = floats(plan.tokens, ld_hidden);

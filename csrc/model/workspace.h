@@ -22,6 +22,8 @@ struct WorkspacePlan {
   int64_t sequences = 0;
   int64_t longest = 0;  // longest sequence
   int64_t scores = 0;   // of the policy
+  // Columns of the widest hidden layer and output of the policy's perceptrons.
+  int64_t mlp_hidden = 0, mlp_outputs = 0;
   int64_t threads = 1;
   bool mid_steps = false;
   bool restores = false;
@@ -36,8 +38,8 @@ struct Workspace {
   float* x = nullptr;
   float* y = nullptr;
   AlignedArray<float> qkv;        // [tokens, ld_qkv]
-  AlignedArray<float> context;    // [tokens, ld_hidden]
-  AlignedArray<float> ffn;        // [tokens, ld_ffn]
+  AlignedArray<float> context;    // [tokens, ld_hidden]; between layers, a perceptron's output
+  AlignedArray<float> ffn;        // [tokens, ld_ffn]; between layers, its hidden layer
   AlignedArray<float> embedding;  // [tokens, ld_embedding], if it is projected
   // If the policy restores: the last state of every token that has one, and which tokens do.
   AlignedArray<float> restored;        // [tokens, ld_hidden]

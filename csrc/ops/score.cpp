@@ -68,6 +68,16 @@ void normalise_scores(float* score, int64_t count, const NormalisationArgs& args
   for (int64_t j = 0; j < count; ++j) score[j] /= divisor;
 }
 
+void softmax_scores(float* score, int64_t count) {
+  if (count == 0) return;
+  const float top = *std::max_element(score, score + count);
+  double sum = 0;
+  for (int64_t j = 0; j < count; ++j) sum += std::exp(static_cast<double>(score[j] - top));
+  for (int64_t j = 0; j < count; ++j) {
+    score[j] = static_cast<float>(std::exp(static_cast<double>(score[j] - top)) / sum);
+  }
+}
+
 uint64_t random_score_state(uint64_t seed, std::span<const int32_t> tokens) {
   uint64_t state = seed;
   for (int32_t token : tokens) state = mix(state ^ static_cast<uint64_t>(token));

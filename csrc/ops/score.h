@@ -39,6 +39,9 @@ struct NormalisationArgs {
 };
 void normalise_scores(float* score, int64_t count, const NormalisationArgs& args);
 
+// Softmax over the scores of one sequence, in place.
+void softmax_scores(float* score, int64_t count);
+
 // Control baseline: a uniform number in [0, 1) that depends on the seed, the whole token content,
 // the layer and the position, never on the batch.
 uint64_t random_score_state(uint64_t seed, std::span<const int32_t> tokens);

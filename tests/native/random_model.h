@@ -139,6 +139,23 @@ struct NamedPlan {
   std::unique_ptr<Plan> plan;  // null = dense
 };
 
+// A gate in every layer, of any width.
+inline Score gate(const EncoderConfig& config, int64_t width, int64_t outputs) {
+  Random random(3);
+  std::vector<float> values(static_cast<std::size_t>(width * std::max(config.hidden, outputs)));
+  for (float& value : values) value = 0.2f * random.value();
+  const TensorMap tensors = {{"hidden.weight", {values.data(), {width, config.hidden}}},
+                             {"hidden.bias", {values.data(), {width}}},
+                             {"output.weight", {values.data(), {outputs, width}}},
+                             {"output.bias", {values.data(), {outputs}}}};
+  Score score;
+  score.kind = ScoreKind::kGate;
+  for (int32_t layer = 0; layer < config.layers; ++layer) {
+    score.gates[layer] = make_mlp(tensors, "tanh", "gate");
+  }
+  return score;
+}
+
 // One plan for each place and action, with different scores and selectors.
 inline std::vector<NamedPlan> pruning_plans(const EncoderConfig& config) {
   std::vector<NamedPlan> plans;
@@ -201,6 +218,8 @@ inline std::vector<NamedPlan> pruning_plans(const EncoderConfig& config) {
   add("ratio drop mid", cumulative, Site::kMid, Action::kDrop, ratio, 0);
   add("bins drop mid", cls, Site::kMid, Action::kDrop, bins, 0);
   add("random drop embed", random, Site::kEmbed, Action::kDrop, ratio, 0);
+  add("gate restore pre", gate(config, 1000, 2), Site::kPre, Action::kRestore, threshold, 0);
+  add("gate package post", gate(config, 9, 1), Site::kPost, Action::kPackage, ratio, 0);
   return plans;
 }
 

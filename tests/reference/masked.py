@@ -21,6 +21,7 @@ from .scores import (
     ATTENTION,
     NOISE_FREE,
     attention_statistic,
+    gate_scores,
     normalise,
     random_scores,
     table_scores,
@@ -209,6 +210,7 @@ class _State:
             positions,
             self.n0[b],
             noise_free=spec["kind"] in NOISE_FREE,
+            least=float(np.abs(scores).mean()) if spec["kind"] == "gate" else 0.0,
         )
         self.scores[layer][b][positions] = scores
         self.margin[layer][b] = min(self.margin[layer][b], selection.margin)
@@ -237,6 +239,10 @@ class _State:
             return table_scores(spec, np.array(self.ids[b])[positions], positions)
         if spec["kind"] == "random":
             return random_scores(spec, self.ids[b], positions, layer)
+        if spec["kind"] == "gate":
+            if site == "mid":
+                raise ValueError("a gate reads the states between layers")
+            return gate_scores(spec, self.x[b, rows], layer)
         if spec["kind"] not in ATTENTION:
             raise ValueError(f"unknown score {spec['kind']!r}")
         if site == "embed" or (site == "pre" and layer == 0):

@@ -7,7 +7,7 @@ applied when a step uses the statistic, over the tokens alive at that moment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,17 @@ from torch import Tensor
 
 ATTENTION = ("attn_col", "attn_cls", "attn_cum")
 NOISE_FREE = ("table", "random")
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+}
+PARTS = ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
 
 _MASK64 = (1 << 64) - 1
 
@@ -85,6 +96,22 @@ def table_scores(
         raise ValueError(f"unknown table index {spec['index']!r}")
     index = token_ids if spec["index"] == "token" else positions
     return np.asarray(spec["table"], dtype=np.float32)[index].astype(np.float64)
+
+
+def perceptron(spec: Mapping[str, Any], activation: str, states: Tensor) -> Tensor:
+    """Output [n, o] of a network with one hidden layer, of states [n, d], in their dtype."""
+    tensors = {key: torch.from_numpy(np.asarray(spec[key])).to(states.dtype) for key in PARTS}
+    inner = _ACTIVATIONS[activation](states @ tensors["hidden.weight"].T + tensors["hidden.bias"])
+    return inner @ tensors["output.weight"].T + tensors["output.bias"]
+
+
+def gate_scores(spec: Mapping[str, Any], states: Tensor, layer: int) -> np.ndarray:
+    """Score float64 [n] of the alive tokens of one sequence from their states [n, d]."""
+    logits = perceptron(spec["layers"][layer], spec["activation"], states)
+    score = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
+    if spec["softmax"]:
+        score = torch.softmax(score, dim=0)
+    return score.numpy().astype(np.float64)
 
 
 def _mix(x: int) -> int:

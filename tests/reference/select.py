@@ -28,23 +28,26 @@ def select(
     n0: int,
     *,
     noise_free: bool = False,
+    least: float = 0.0,
 ) -> Selection:
     """Decide for the n alive tokens of one sequence.
 
     scores float64 [n], protected bool [n], positions int [n] (ties: the lower position wins), n0
     the input length. With `noise_free` scores (the same bits in every implementation) a decision
     that only compares scores with each other or with a constant has margin inf, however close.
+    Margins are relative to the scores compared, or to `least` if that is more: for scores of either
+    sign, whose error does not shrink with them.
     """
     candidates = np.flatnonzero(~protected)
     order = candidates[np.lexsort((positions[candidates], -scores[candidates]))]
     ranked = scores[order]
     pinned = int(protected.sum())
 
-    stays, margin = _base(spec, ranked, scores, pinned, n0)
+    stays, margin = _base(spec, ranked, scores, pinned, n0, least)
     before = stays.copy()
     _apply_limits(spec, stays, pinned)
     if (before != stays).any():
-        margin = min(margin, _gap(ranked, stays))
+        margin = min(margin, _gap(ranked, stays, least))
     if noise_free and spec["kind"] in (*_RANKED, "threshold"):
         margin = math.inf
 
@@ -54,7 +57,12 @@ def select(
 
 
 def _base(
-    spec: Mapping[str, Any], ranked: np.ndarray, scores: np.ndarray, pinned: int, n0: int
+    spec: Mapping[str, Any],
+    ranked: np.ndarray,
+    scores: np.ndarray,
+    pinned: int,
+    n0: int,
+    least: float,
 ) -> tuple[np.ndarray, float]:
     """The selector without limits: stays bool [u] in descending score order, and the margin."""
     kind = spec["kind"]
@@ -73,15 +81,18 @@ def _base(
     else:
         theta = _threshold(spec, scores)
         stays = ranked.astype(np.float32) >= theta
-        if u == 0 or theta == 0:
+        scale = max(abs(float(theta)), least)
+        if u == 0 or scale == 0:
             return stays, math.inf
-        return stays, float(np.min(np.abs(ranked - theta)) / abs(theta))
-    return stays, _gap(ranked, stays)
+        return stays, float(np.min(np.abs(ranked - theta)) / scale)
+    return stays, _gap(ranked, stays, least)
 
 
 def _threshold(spec: Mapping[str, Any], scores: np.ndarray) -> np.float32:
     if spec["kind"] == "threshold":
         return np.float32(spec["theta"])
+    if spec["kind"] == "gate":
+        return np.float32(spec["threshold"])
     if spec["kind"] == "threshold_n":
         return np.float32(spec["eta"] / len(scores))
     if spec["kind"] == "threshold_rel":
@@ -139,12 +150,12 @@ def _first(u: int, count: int) -> np.ndarray:
     return np.arange(u) < count
 
 
-def _gap(ranked: np.ndarray, stays: np.ndarray) -> float:
+def _gap(ranked: np.ndarray, stays: np.ndarray, least: float = 0.0) -> float:
     """Smallest relative gap between neighbours in score order that meet different fates."""
     edges = np.flatnonzero(stays[1:] != stays[:-1])
-    return min((_relative(ranked[i], ranked[i + 1]) for i in edges), default=math.inf)
+    return min((_relative(ranked[i], ranked[i + 1], least) for i in edges), default=math.inf)
 
 
-def _relative(a: float, b: float) -> float:
-    scale = max(abs(a), abs(b))
+def _relative(a: float, b: float, least: float = 0.0) -> float:
+    scale = max(abs(a), abs(b), least)
     return float(abs(a - b) / scale) if scale > 0 else 0.0

@@ -101,6 +101,8 @@ def _select_words(select: Select, scale: float) -> str:
         words = f"{_series(values['ratio'], _percent)} of the {base} stay"
     elif kind == "threshold":
         words = f"tokens with a score of at least {_series(values['theta'], scaled)} stay"
+    elif kind == "gate":
+        words = f"tokens with a probability of at least {_series(values['t'], _percent)} stay"
     elif kind == "threshold_n":
         words = (
             f"tokens with a score of at least {_series(values['eta'], scaled)} / number of tokens "
@@ -132,6 +134,9 @@ def _score_words(score: Score) -> str:
     name = f'"{score.id}": '
     if score.kind == "table":
         return f"{name}a table by {'position' if score.index == 'position' else 'token id'}"
+    if score.kind == "gate":
+        shares = ", as a share of all tokens' (softmax)" if score.softmax else ""
+        return f"{name}a learned gate on the token's state ({score.activation}){shares}"
     if score.kind == "random":
         return f"{name}random, seed {score.seed}"
     if score.kind == "attn_cls":

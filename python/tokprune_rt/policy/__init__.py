@@ -23,6 +23,7 @@ policies from the parameters of published methods.
 """
 
 from ..errors import PolicyError
+from .choices import Score, Select
 from .compile import compile_plan
 from .load import PolicySource, find_policy, load_policy
 from .parse import parse_policy
@@ -35,8 +36,6 @@ from .schema import (
     Policy,
     Profile,
     Protect,
-    Score,
-    Select,
     Step,
     policy_hash,
 )

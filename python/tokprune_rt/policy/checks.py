@@ -104,6 +104,14 @@ def number(low: float = -math.inf, high: float = math.inf, *, open_low: bool = F
     return check
 
 
+def share(value: object, path: str) -> float:
+    """A number between 0 and 1, neither of them."""
+    result: float = number()(value, path)
+    if not 0 < result < 1:
+        fail(path, show(value), "a number > 0 and < 1")
+    return result
+
+
 def boolean(value: object, path: str) -> bool:
     """true or false."""
     if not isinstance(value, bool):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from .choices import Score, Select
 from .rules import SCALED, effective_bounds
-from .schema import OFF, Limits, Policy, Score, Select, Step
+from .schema import OFF, Limits, Policy, Step
+from .tensors import perceptron
 
 _SITES = ("embed", "pre", "mid", "post")
 
@@ -68,6 +71,14 @@ def compile_plan(policy: Policy, profile: str | None = None) -> dict[str, Any] |
 
 
 def _score(policy: Policy, score: Score) -> dict[str, Any]:
+    if score.kind == "gate":
+        layers = {layer for step in policy.steps if step.score == score.id for layer in step.layers}
+        return {
+            "kind": score.kind,
+            "activation": score.activation,
+            "softmax": score.softmax,
+            "layers": {i: perceptron(policy, str(score.tensor), i) for i in sorted(layers)},
+        }
     return {
         "kind": score.kind,
         "heads": score.heads,
@@ -97,6 +108,9 @@ def _select(
     result.update({**_DEFAULTS.get(select.kind, {}), **select.options})
     if select.kind in SCALED:
         result[SCALED[select.kind]] *= scale
+    if select.kind == "gate":
+        t = result.pop("t")
+        result["threshold"] = math.log(t / (1 - t))
     if select.kind == "threshold":
         result["theta"] = max(result.pop("floor", 0.0), result["theta"])
     return result

@@ -22,9 +22,11 @@ from .checks import (
     names,
     number,
     record,
+    share,
     show,
     text,
 )
+from .choices import Score, Select
 from .rules import check_policy
 from .schema import (
     FORMAT,
@@ -35,14 +37,12 @@ from .schema import (
     Policy,
     Profile,
     Protect,
-    Score,
-    Select,
     Step,
 )
 from .storage import FloatArray
 
-RESERVED_SCORES = ("row_entropy", "col_entropy", "gate", "similarity", "uniform")
-RESERVED_SELECTORS = ("gate", "predicted_ratio", "bipartite", "energy_pairs", "pool")
+RESERVED_SCORES = ("row_entropy", "col_entropy", "similarity", "uniform")
+RESERVED_SELECTORS = ("predicted_ratio", "bipartite", "energy_pairs", "pool")
 RESERVED_ACTIONS = ("merge", "pool")
 
 
@@ -53,6 +53,15 @@ def _query(value: object, path: str) -> dict[str, Any]:
     if value not in ("alive", "first"):
         fail(path, show(value), '"alive", "first" or {"segment": k}')
     return {"query": value, "segment": None}
+
+
+def _activation(value: object, path: str) -> str:
+    """The engine's name of an activation function, given that or Hugging Face's."""
+    from tokprune_rt.loader.config import activation_names
+
+    known = activation_names()
+    own = {name: name for name in known.values()}
+    return {**known, **own}[choice(*sorted({*known, *own}))(value, path)]
 
 
 _HEADS = Field(choice("mean", "sum", "max"), "mean")
@@ -78,6 +87,11 @@ SCORES: dict[str, dict[str, Field]] = {
     },
     "table": {"tensor": Field(text), "index": Field(choice("token", "position"), "token")},
     "random": {"seed": Field(integer(0, 2**64 - 1), 0)},
+    "gate": {
+        "tensor": Field(text),
+        "activation": Field(_activation, "gelu"),
+        "softmax": Field(boolean, False),
+    },
 }
 """Fields of each executable score kind, beside "kind"."""
 
@@ -97,6 +111,7 @@ SELECTORS: dict[str, dict[str, Field]] = {
     },
     "threshold_n": {"eta": Field(number(), aligned=True)},
     "threshold_rel": {"t": Field(number(), aligned=True), "of": _OF_REFERENCE},
+    "gate": {"t": Field(share, aligned=True)},
     "quantile": {"q": Field(number(0, 1), aligned=True)},
     "top_p": {"p": Field(number(0, 1), aligned=True)},
     "rank_bins": {

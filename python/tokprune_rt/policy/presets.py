@@ -2,15 +2,16 @@
 
 `preset(name, layers=..., ...)` returns a policy document for `parse_policy`, `load` or `export`;
 only `layers`, the layer count of the model, is always required. Without learned parameters every
-preset (except `static-idf`, which needs its table) has a mild setting that works untrained.
+preset has a mild setting that works untrained, except `static-idf`, which needs its table, and
+`transkimmer`, `adapler` and `tr-bert`, which need their networks.
 
 Every preset also takes:
     protect_first, protect_last, protect_token_ids, protect_segment: tokens that never leave.
         Untrained settings protect the first and the last token: special tokens soak up attention
         in most encoders and would distort the choice. For pairs, add the separator's id.
     min_tokens, max_tokens, skip_below: see `Limits`.
-    action: "drop" (default), "restore" (models with an output per token) or "package". Not for
-        `top`, whose `task` decides it.
+    action: "drop" (default), "restore" (models with an output per token; the default of
+        `transkimmer`) or "package". Not for `top`, whose `task` decides it.
     output: {"kind": ..., "over": ...}; left to the model by default.
     profiles: {name: overrides}; see `Profile`.
     name, provenance: stored as they are.
@@ -24,10 +25,12 @@ from typing import Any
 
 from .preset_parts import Document
 from .presets_free import idf_table, quantile, spatten, static_idf, top_p, topk
+from .presets_gates import adapler, tr_bert, transkimmer
 from .presets_learned import lat, ltp, power_bert, top
 
 __all__ = [
     "PRESETS",
+    "adapler",
     "idf_table",
     "lat",
     "ltp",
@@ -40,6 +43,8 @@ __all__ = [
     "top",
     "top_p",
     "topk",
+    "tr_bert",
+    "transkimmer",
 ]
 
 PRESETS: dict[str, Callable[..., Document]] = {
@@ -52,6 +57,9 @@ PRESETS: dict[str, Callable[..., Document]] = {
     "quantile": quantile,
     "top-p": top_p,
     "static-idf": static_idf,
+    "transkimmer": transkimmer,
+    "adapler": adapler,
+    "tr-bert": tr_bert,
 }
 """Name -> builder of a policy document."""
 

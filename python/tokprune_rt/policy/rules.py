@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .checks import child, fail, names, show
-from .schema import Limits, Output, Policy, Protect, Score, Select, Step
+from .choices import Score, Select
+from .schema import Limits, Output, Policy, Protect, Step
+from .tensors import check_tensors, check_widths
 
 SCALED = {"threshold": "theta", "threshold_n": "eta", "threshold_rel": "t"}
 """Selectors whose numbers a profile's `theta_scale` multiplies, with the field's name."""
@@ -28,6 +28,7 @@ class ModelInfo:
             row), "mean" (any other pooling), "tokens_restored" (token classification), "span"
             (question answering), or None (hidden states only: any policy output fits).
         pooling: sentence-transformers pooling modes; several are concatenated.
+        hidden: numbers of a token's state; None leaves the widths of gates to the engine.
     """
 
     layers: int
@@ -35,14 +36,15 @@ class ModelInfo:
     max_positions: int
     output: str | None = None
     pooling: tuple[str, ...] = ()
+    hidden: int | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, span: bool = False) -> ModelInfo:
         """Description of an encoder configuration.
 
         Args:
-            config: keys `layers`, `vocab_size`, `max_positions`, `head` ("none", "first" or
-                "token") and `pooling` (list of modes).
+            config: keys `layers`, `vocab_size`, `max_positions`, `hidden`, `head` ("none", "first"
+                or "token") and `pooling` (list of modes).
             span: the token head gives start and end logits (question answering).
         """
         pooling = tuple(config.get("pooling", ()))
@@ -55,7 +57,7 @@ class ModelInfo:
         elif pooling:
             output = "mean"
         sizes = (config["layers"], config["vocab_size"], config["max_positions"])
-        return cls(*sizes, output=output, pooling=pooling)
+        return cls(*sizes, output=output, pooling=pooling, hidden=config["hidden"])
 
 
 def effective_bounds(
@@ -86,11 +88,29 @@ def check_policy(policy: Policy) -> None:
             allowed = f"a score of the policy: {names(policy.scores)}"
             fail(f"{path}.score", f'"{step.score}"', allowed)
         _check_score_use(policy.scores[step.score], step, path, policy.protect)
+        _check_gate_use(policy, step, path)
     _check_actions(policy)
     _check_limits(policy)
     if policy.output is not None:
         _check_output(policy, policy.output)
-    _check_tensors(policy)
+    check_tensors(policy)
+
+
+def _check_gate_use(policy: Policy, step: Step, path: str) -> None:
+    score = policy.scores[step.score]
+    if step.select.kind == "gate" and (score.kind != "gate" or score.softmax):
+        found = f'"gate" on {score.kind} "{score.id}"' + (" with softmax" if score.softmax else "")
+        fail(f"{path}.select.kind", found, "a score of kind gate, without softmax")
+    if score.kind != "gate":
+        return
+    if step.site == "mid":
+        found = f'"mid" for gate "{score.id}"'
+        fail(f"{path}.site", found, '"embed", "pre" or "post": a gate reads finished states')
+    for other in policy.steps:
+        # Its tensors are numbered by layer, which is not one state when sites are mixed.
+        if other.score == step.score and other.site != step.site:
+            found = f'"{step.site}" for gate "{score.id}", elsewhere read at "{other.site}"'
+            fail(f"{path}.site", found, "one site for all steps that read a gate")
 
 
 def _check_score_use(score: Score, step: Step, path: str, protect: Protect) -> None:
@@ -158,27 +178,6 @@ def _check_output(policy: Policy, output: Output) -> None:
             fail(f"$.steps[{i}].action.kind", found, '"restore" in every step')
 
 
-def _check_tensors(policy: Policy) -> None:
-    used = set()
-    for name, score in policy.scores.items():
-        if score.tensor is None:
-            continue
-        used.add(score.tensor)
-        path = f"{child('$.scores', name)}.tensor"
-        tensor = policy.tensors.get(score.tensor)
-        if tensor is None:
-            fail(path, f'"{score.tensor}"', f"a tensor of the policy: {names(policy.tensors)}")
-        if tensor.ndim != 1 or tensor.shape[0] == 0:
-            fail(path, f'"{score.tensor}" of shape {list(tensor.shape)}', "shape [rows], rows >= 1")
-        bad = np.flatnonzero(~np.isfinite(tensor))
-        if bad.size:
-            found = f'"{score.tensor}" with {tensor[bad[0]]} in row {bad[0]}'
-            fail(path, found, "finite numbers")
-    for name in policy.tensors:
-        if name not in used:
-            fail("$.scores", f'no score that uses the tensor "{name}"', "only tensors in use")
-
-
 def bind_policy(policy: Policy, model: ModelInfo) -> Policy:
     """Checks a policy against a model and settles its output.
 
@@ -188,8 +187,8 @@ def bind_policy(policy: Policy, model: ModelInfo) -> Policy:
 
     Raises:
         PolicyError: another layer count, an output the model does not deliver, token ids or
-            tables outside its vocabulary or positions, or a first (or last) token that the model
-            reads and the policy may drop.
+            tables outside its vocabulary or positions, gates for another hidden size, or a first
+            (or last) token that the model reads and the policy may drop.
     """
     if policy.layers != model.layers:
         found, allowed = str(policy.layers), f"{model.layers}, the layer count of the model"
@@ -198,10 +197,12 @@ def bind_policy(policy: Policy, model: ModelInfo) -> Policy:
         if token >= model.vocab_size:
             allowed = f"ids below {model.vocab_size}, the vocabulary size of the model"
             fail(f"$.protect.token_ids[{i}]", str(token), allowed)
+    if model.hidden is not None:
+        check_widths(policy, model.hidden)
     for name, score in policy.scores.items():
-        if score.tensor is None:
+        if score.kind != "table":
             continue
-        rows = policy.tensors[score.tensor].shape[0]
+        rows = policy.tensors[str(score.tensor)].shape[0]
         path = f"{child('$.scores', name)}.tensor"
         found = f'"{score.tensor}" with {rows} rows'
         if score.index == "token" and rows != model.vocab_size:
