@@ -49,12 +49,16 @@ class Gates(Method):
         self.layers = tuple(sorted({1, widths.layers // 2})) if shape == "tr-bert" else every
         width = _HIDDEN if self.softmax else widths.hidden
         outputs = 2 if shape == "transkimmer" else 1
-        self.hidden = nn.ModuleList(nn.Linear(widths.hidden, width) for _ in self.layers)
-        self.output = nn.ModuleList(nn.Linear(width, outputs) for _ in self.layers)
-        for layer in self.output:
-            nn.init.zeros_(layer.bias)
-            if not self.softmax:
-                nn.init.constant_(layer.bias[-1:], _FIRST_LOGIT)
+        hidden = [nn.Linear(widths.hidden, width) for _ in self.layers]
+        output = [nn.Linear(width, outputs) for _ in self.layers]
+        self._cost = width * (widths.hidden + outputs)
+        self.hidden, self.output = nn.ModuleList(hidden), nn.ModuleList(output)
+        with torch.no_grad():
+            for name, value in self.output.named_parameters():
+                if name.endswith("bias"):
+                    value.zero_()
+                    if not self.softmax:
+                        value[-1] = _FIRST_LOGIT
         self.eta = nn.Parameter(torch.full((len(self.layers),), _FIRST_ETA), self.softmax)
 
     def score(self, place: int, hidden: Tensor, alive: Tensor) -> Tensor:
@@ -76,10 +80,8 @@ class Gates(Method):
 
     def macs(self, lengths: Tensor, left: Sequence[Tensor]) -> Tensor:
         total = self.widths.share_of_dense(lengths, left, before=True)
-        first, second = self.hidden[0], self.output[0]
-        each = first.weight.numel() + second.weight.numel()
         read = sum((left[layer - 1] for layer in self.layers), torch.zeros_like(left[0]))
-        return total + each * read.sum() / self.widths.dense(lengths)
+        return total + self._cost * read.sum() / self.widths.dense(lengths)
 
     def policy(self, factor: float = 1.0, **extra: Any) -> Policy:
         tensors = {}

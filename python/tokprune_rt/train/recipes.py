@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokprune_rt.files import check_new_folder
@@ -247,11 +247,11 @@ def _learn(
     facts = {"method": method.name, "target": target, **asdict(schedule), **recipe}
     training = _training(run, source, model, task, facts)
     device = run.settings.device
-    method.to(device)
-    budget.to(device)
+    for module in (method, budget, teacher):
+        nn.Module.to(module, device)
     dense, _ = training.evaluate(None)
     run.say(f"dense: dev {dense:.2f}")
-    teaching = Teacher(MaskedEncoder(teacher.to(device)))
+    teaching = Teacher(MaskedEncoder(teacher))
 
     def distilled(logits: Tensor, targets: Tensor, passed: Pass, _: float) -> Tensor:
         if task.is_regression:
