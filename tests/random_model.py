@@ -152,6 +152,10 @@ def score(kind: str, **changes: Any) -> dict[str, Any]:
     return {"kind": kind} | defaults | changes
 
 
+def entropy(kind: str, **changes: Any) -> dict[str, Any]:
+    return {"kind": kind, "heads": "mean", "from": "this", "sign": 1} | changes
+
+
 def gate(
     hidden: int, outputs: int, softmax: bool = False, activation: str = "gelu"
 ) -> dict[str, Any]:
@@ -249,6 +253,21 @@ def plans(vocab_size: int = BASE["vocab_size"]) -> dict[str, dict[str, Any]]:
         ),
         "table topk pre": plan(
             score("table", table=table), every_layer("pre", "drop", "topk", k=20, max_tokens=12)
+        ),
+        "row entropy drop mid": plan(
+            entropy("row_entropy", sign=-1), every_layer("mid", "drop", "quantile", q=0.2)
+        ),
+        "column entropy restore post": plan(
+            entropy("col_entropy", heads="max"),
+            every_layer("post", "restore", "threshold_rel", t=0.7, of="max"),
+            output={"kind": "tokens", "over": "kept"},
+        ),
+        "column entropy package mid": plan(
+            entropy("col_entropy"), every_layer("mid", "package", "topk", k=15)
+        ),
+        "previous row entropy mid": plan(
+            entropy("row_entropy", heads="sum", **{"from": "previous"}),
+            [step(i, "mid", "drop", "threshold_rel", t=0.9, of="mean") for i in later],
         ),
         "gate restore pre": plan(
             gate(48, 2),

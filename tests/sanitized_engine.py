@@ -174,6 +174,13 @@ def run_bad_plans(core: Any) -> None:
     for changes in ({"score": 1}, {"score": -1}, {"site": "pre"}, {"action": "merge"}):
         bad = rm.step(0, "mid", "drop", "topk", k=3) | changes
         refused(lambda bad=bad: core.Plan(rm.plan(column, [bad])))
+    mid = rm.step(0, "mid", "drop", "topk", k=3)
+    for sign in (0, 2, -0.5, float("nan")):
+        entropy = rm.entropy("row_entropy", sign=sign)
+        refused(lambda entropy=entropy: core.Plan(rm.plan(entropy, [mid])))
+    for key in ("heads", "from", "sign"):
+        some = {k: v for k, v in rm.entropy("col_entropy").items() if k != key}
+        refused(lambda some=some: core.Plan(rm.plan(some, [mid])))
     gate = rm.gate(48, 2)
     first = gate["layers"][0]
     at = rm.step(0, "pre", "drop", "topk", k=3)

@@ -130,9 +130,8 @@ def test_sequences_beyond_the_probability_store(level: str, precision: str) -> N
             ("quantile", {"q": 0.0}),
             ("ratio", {"ratio": 0.5, "of": "n", "round": "ceil"}),
         ):
-            document = rm.plan(
-                rm.score("attn_col"), [rm.step(0, "mid", action, kind, **select)], layers=1
-            )
+            scored = rm.score("attn_col") if kind == "quantile" else rm.entropy("col_entropy")
+            document = rm.plan(scored, [rm.step(0, "mid", action, kind, **select)], layers=1)
             chosen = _core.Plan(document)
             out = rm.forward(engine, sequences, plan=chosen, trace=True)
             for i, part in enumerate(split(out, sequences, False)):

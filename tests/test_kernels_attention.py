@@ -149,3 +149,60 @@ def test_column_sum_continues_over_split_rows(level: str) -> None:
             assert_same_bits(column_sum(level, p[cut:], weight[cut:], first), whole)
         narrow = column_sum(level, p[:, : n // 2 + 1], weight, start[: n // 2 + 1])
         assert_same_bits(narrow, whole[: n // 2 + 1])
+
+
+def entropy(level: str, scores: Floats, scale: float) -> tuple[Floats, Floats]:
+    """Terms and their row sums, from the scores and what softmax makes of them."""
+    rows, n = scores.shape
+    p, inv_sum = softmax(level, scores, scale)
+    block = Guarded.of(p, round_up(n) + PANEL)
+    t = Guarded.of(scores, round_up(n) + PANEL)
+    inverse, log_sum, row_sum = Guarded.of(inv_sum), Guarded.of(-np.log(inv_sum)), Guarded(1, rows)
+    _core.kernels.entropy(
+        level, block.array, t.array, n, scale, inverse.vector, log_sum.vector, row_sum.vector
+    )
+    t.check(round_up(n))
+    block.check()
+    row_sum.check()
+    assert_same_bits(block.values, p)
+    padding = t.array[:, n : round_up(n)]
+    assert_same_bits(padding, np.zeros_like(padding))
+    return t.values.copy(), row_sum.vector.copy()
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("scale", [1.0, 0.125])
+def test_entropy_equals_float64(level: str, scale: float, size: float) -> None:
+    for n in LENGTHS:
+        scores = random(np.random.default_rng(n), 5, n, scale=size)
+        terms, sums = entropy(level, scores, scale)
+        z = scores.astype(np.float64) * scale
+        z -= z.max(axis=1, keepdims=True)
+        log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+        exact = -np.exp(log_p) * log_p
+        # A term changes by |1 + ln A| A times the error of ln A, which grows with the scores.
+        error = EPS * (2 * np.abs(scores).max() * scale + 8)
+        limit = error * np.exp(log_p) * (2 + np.abs(log_p)) + 2e-36
+        assert (np.abs(terms - exact) <= limit).all()
+        assert (terms >= 0).all()
+        assert (np.abs(sums - exact.sum(axis=1)) <= limit.sum(axis=1) + EPS * n * sums).all()
+        if size == 0.01:
+            np.testing.assert_allclose(sums, np.log(n), rtol=1e-3, atol=1e-6)
+
+
+def test_entropy_of_certainty_is_zero(level: str) -> None:
+    for n in LENGTHS:
+        scores = np.full((2, n), -1e30, dtype=np.float32)
+        scores[:, n // 2] = 1e30
+        terms, sums = entropy(level, scores, 1.0)
+        assert terms.max() <= 1e-35 and (sums <= n * 1e-35).all()
+
+
+def test_entropy_rows_do_not_depend_on_the_call(level: str) -> None:
+    for n in LENGTHS:
+        scores = random(np.random.default_rng(n), 6, n, scale=4)
+        terms, sums = entropy(level, scores, 0.3)
+        for rows in (1, 2, 5):
+            part, part_sums = entropy(level, scores[-rows:], 0.3)
+            assert_same_bits(part, terms[-rows:])
+            assert_same_bits(part_sums, sums[-rows:])

@@ -31,6 +31,8 @@ PRESET_PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "lat": [{}, {"action": "restore"}, {"length_configs": [64, 48, 32, 16, 8, 4]}],
     "quantile": [{}, {"q": 0.3, "action": "package"}, {"q": 0.2, "protect_token_ids": [1010, SEP]}],
     "top-p": [{}, {"p": 0.6}],
+    # Entropies lie close together, but so do their errors: relative to a whole sum, as elsewhere.
+    "entropy": [{}, {"ratio": 0.7, "sign": -1}],
     "static-idf": [{}, {"ratio": 0.4, "action": "package"}],
 }
 CASES = [(name, i) for name, variants in PRESET_PARAMETERS.items() for i in range(len(variants))]
@@ -74,6 +76,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "first-query": policy({"kind": "quantile", "q": 0.25}, score(query="first")),
     "cls": policy({"kind": "quantile", "q": 0.25}, score("attn_cls")),
     "cls-times-value-norm": policy({"kind": "top_p", "p": 0.8}, score("attn_cls", value_norm=True)),
+    "column-entropy": policy(
+        {"kind": "threshold_rel", "t": 0.8, "of": "mean"}, score("col_entropy", heads="max")
+    ),
+    "column-entropy-post-restore": policy(
+        {"kind": "ratio", "ratio": 0.8},
+        score("col_entropy", sign=-1),
+        site="post",
+        action="restore",
+    ),
+    "row-entropy-sum-previous-at-pre": policy(
+        {"kind": "quantile", "q": 0.2},
+        score("row_entropy", heads="sum", **{"from": "previous"}),
+        site="pre",
+    ),
     "norm-alive": policy({"kind": "threshold_n", "eta": 0.4}, score(norm="alive")),
     "norm-n0": policy({"kind": "threshold", "theta": 0.01}, score(norm="n0")),
     "relative-mean": policy({"kind": "threshold_rel", "t": 0.5, "of": "mean"}),

@@ -1,6 +1,7 @@
 #include "bind/convert.h"
 
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
 #include <set>
 #include <string>
@@ -85,19 +86,44 @@ Score to_gate(Reader& in) {
   return score;
 }
 
+HeadReduction to_heads(Reader& in) {
+  return in.choice<HeadReduction>(
+      "heads",
+      {{"mean", HeadReduction::kMean}, {"sum", HeadReduction::kSum}, {"max", HeadReduction::kMax}});
+}
+
+bool to_previous(Reader& in) {
+  return in.choice<bool>("from", {{"this", false}, {"previous", true}});
+}
+
+Score to_entropy(Reader& in, ScoreKind kind) {
+  Score score;
+  score.kind = kind;
+  score.heads = to_heads(in);
+  score.from_previous = to_previous(in);
+  score.sign = in.get<float>("sign");
+  require(std::fabs(score.sign) == 1.0f, "plan score 'sign' is ", score.sign, "; expected 1 or -1");
+  in.finish();
+  return score;
+}
+
 Score to_score(const py::dict& dict) {
   Reader in(dict, "plan score");
-  if (in.get<std::string>("kind") == "gate") return to_gate(in);
+  const auto kind = in.get<std::string>("kind");
+  if (kind == "gate") return to_gate(in);
+  if (kind == "row_entropy") return to_entropy(in, ScoreKind::kRowEntropy);
+  if (kind == "col_entropy") return to_entropy(in, ScoreKind::kColumnEntropy);
   Score score;
   score.kind = in.choice<ScoreKind>("kind", {{"attn_col", ScoreKind::kAttentionColumn},
                                              {"attn_cls", ScoreKind::kAttentionCls},
                                              {"attn_cum", ScoreKind::kAttentionCumulative},
                                              {"table", ScoreKind::kTable},
                                              {"random", ScoreKind::kRandom},
+                                             // These have other fields; named for the message.
+                                             {"row_entropy", ScoreKind::kRowEntropy},
+                                             {"col_entropy", ScoreKind::kColumnEntropy},
                                              {"gate", ScoreKind::kGate}});
-  score.heads = in.choice<HeadReduction>(
-      "heads",
-      {{"mean", HeadReduction::kMean}, {"sum", HeadReduction::kSum}, {"max", HeadReduction::kMax}});
+  score.heads = to_heads(in);
   score.diagonal = in.get<bool>("diagonal");
   score.query = in.choice<Statistic::Query>("query", {{"alive", Statistic::Query::kAlive},
                                                       {"first", Statistic::Query::kFirst},
@@ -109,7 +135,7 @@ Score to_score(const py::dict& dict) {
                                              {"n0", ScoreNorm::kInitial},
                                              {"unprotected", ScoreNorm::kUnprotected}});
   score.norm_constant = in.get<float>("n");
-  score.from_previous = in.choice<bool>("from", {{"this", false}, {"previous", true}});
+  score.from_previous = to_previous(in);
   score.decay = in.get<float>("decay");
   score.value_norm = in.get<bool>("value_norm");
   if (const auto table = in.get<py::object>("table"); !table.is_none()) {

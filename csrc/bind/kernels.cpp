@@ -209,6 +209,19 @@ void column_sum(const std::string& isa, const FloatArray& p, int64_t n,
                          .acc = acc.mutable_data()});
 }
 
+void entropy(const std::string& isa, const FloatArray& p, FloatArray t, int64_t n, float scale,
+             const FloatArray& inv_sum, const FloatArray& log_sum, FloatArray row_sum) {
+  table(isa).entropy({.p = p.data(),
+                      .t = t.mutable_data(),
+                      .ld = stride(p),
+                      .rows = p.shape(0),
+                      .n = n,
+                      .scale = scale,
+                      .inv_sum = inv_sum.data(),
+                      .log_sum = log_sum.data(),
+                      .row_sum = row_sum.mutable_data()});
+}
+
 void layer_norm(const std::string& isa, const FloatArray& src,
                 const std::optional<IntArray>& src_rows, FloatArray dst,
                 const std::optional<IntArray>& dst_rows, int64_t rows, const FloatArray& gamma,

@@ -219,6 +219,26 @@ struct RelativeBiasArgs {
   const int32_t* key_position;
 };
 
+// Computes  t[i, j] = -A ln A of the probabilities A = p[i, j] * inv_sum[i], in place of the scores
+// t
+//           that softmax made p from (same scale), and row_sum[i] = sum_j t[i, j].
+// Shapes    [rows, n], n >= 1; log_sum[i] = -ln(inv_sum[i]).
+// Padding   columns n .. round_up(n, 16) of t are set to 0.
+// Numerics  as A (log_sum - z) with z = ln p taken from the scores: no term is negative, so nothing
+//           cancels, and A = 0 gives 0. Each operation rounded once, a fixed order of sums.
+// Why not   the logarithm of A: one more function per value and instruction set.
+struct EntropyArgs {
+  const float* p;
+  float* t;
+  int64_t ld;  // of both
+  int64_t rows;
+  int64_t n;
+  float scale;
+  const float* inv_sum;
+  const float* log_sum;
+  float* row_sum;
+};
+
 // Computes  acc[j] += sum_i row_weight[i] * p[i, j], rows in ascending order.
 // Shapes    [rows, n].
 // Padding   acc and p are accessed up to round_up(n, 16).

@@ -2,9 +2,12 @@
 
 // Activation functions on one vector. A new one is a function here and a line in manifest.inc.
 
-// exp(x) for finite x, within 2 units in the last place; below -87.3 it saturates at 2^-126.
+// Below this, exp stays at 2^-126.
+constexpr float kLowestExponent = -87.336f;
+
+// exp(x) for finite x, within 2 units in the last place.
 inline V::reg exp(V::reg x) {
-  x = V::min(V::max(x, V::set1(-87.336f)), V::set1(88.37f));
+  x = V::min(V::max(x, V::set1(kLowestExponent)), V::set1(88.37f));
   const V::reg n = V::round(V::mul(x, V::set1(1.44269504f)));
   // ln 2 in two parts, the first exact in 10 bits, so that n * part is exact.
   V::reg r = V::fma(n, V::set1(-0.693359375f), x);

@@ -52,3 +52,40 @@ void column_sum(const ColumnSumArgs& args) {
     V::store(args.acc + j, acc);
   }
 }
+
+void entropy(const EntropyArgs& args) {
+  const int64_t whole = args.n / V::kLanes * V::kLanes;
+  const int64_t tail = args.n - whole;
+  const int64_t padded = (args.n + kPanel - 1) / kPanel * kPanel;
+  const V::reg scale = V::set1(args.scale);
+  constexpr float kLowest = -3.4e38f;
+  for (int64_t i = 0; i < args.rows; ++i) {
+    const float* p = args.p + i * args.ld;
+    float* t = args.t + i * args.ld;
+    V::reg top = V::set1(kLowest);
+    for (int64_t j = 0; j < whole; j += V::kLanes) top = V::max(top, V::mul(V::load(t + j), scale));
+    if (tail) top = V::max(top, V::mul(V::load_n(t + whole, tail, kLowest), scale));
+    const V::reg shift = V::set1(V::maximum(top));
+    const V::reg inverse = V::set1(args.inv_sum[i]);
+    const V::reg log_sum = V::set1(args.log_sum[i]);
+    const auto term = [&](V::reg probability, V::reg score) {
+      // Where exp saturates, so does its logarithm.
+      const V::reg z = V::max(V::sub(V::mul(score, scale), shift), V::set1(kLowestExponent));
+      return V::mul(V::mul(probability, inverse), V::sub(log_sum, z));
+    };
+    V::reg total = V::zero();
+    for (int64_t j = 0; j < whole; j += V::kLanes) {
+      const V::reg x = term(V::load(p + j), V::load(t + j));
+      V::store(t + j, x);
+      total = V::add(total, x);
+    }
+    float sum = V::sum(total);
+    if (tail) {
+      const V::reg x = term(V::load_n(p + whole, tail, 0.0f), V::load_n(t + whole, tail, 0.0f));
+      V::store_n(t + whole, x, tail);
+      sum += V::sum(V::load_n(t + whole, tail, 0.0f));
+    }
+    for (int64_t j = args.n; j < padded; ++j) t[j] = 0.0f;
+    args.row_sum[i] = sum;
+  }
+}

@@ -19,6 +19,8 @@ enum class ScoreKind : uint8_t {
   kAttentionColumn,
   kAttentionCls,
   kAttentionCumulative,
+  kRowEntropy,
+  kColumnEntropy,
   kTable,
   kRandom,
   kGate,
@@ -47,6 +49,7 @@ struct Score {
   float norm_constant = 1.0f;
   bool from_previous = false;  // at mid: taken from the layer before
   float decay = 1.0f;
+  float sign = 1.0f;  // of an entropy
   bool value_norm = false;
   std::vector<float> table;
   bool by_position = false;  // table index: position instead of token id
@@ -55,7 +58,7 @@ struct Score {
   std::map<int32_t, std::shared_ptr<const Mlp>> gates;  // by layer of the step
   bool softmax = false;                                 // of the logits over the alive tokens
 
-  bool from_attention() const { return kind <= ScoreKind::kAttentionCumulative; }
+  bool from_attention() const { return kind <= ScoreKind::kColumnEntropy; }
 };
 
 struct Step {

@@ -7,6 +7,15 @@
 #include "base/math.h"
 
 namespace tokprune {
+namespace {
+
+Statistic::Kind kind_of(ScoreKind kind) {
+  if (kind == ScoreKind::kRowEntropy) return Statistic::Kind::kRowEntropy;
+  if (kind == ScoreKind::kColumnEntropy) return Statistic::Kind::kColumnEntropy;
+  return Statistic::Kind::kColumnSum;
+}
+
+}  // namespace
 
 Pruner::Pruner(const EncoderConfig& config, int64_t max_tokens, int64_t max_sequences,
                int64_t max_scores, int64_t threads)
@@ -96,6 +105,7 @@ std::span<const Statistic> Pruner::statistics(int64_t layer) {
     const Score& score = plan_->scores[static_cast<std::size_t>(index)];
     Statistic& statistic = statistics_[static_cast<std::size_t>(statistic_count_)];
     const bool cls = score.kind == ScoreKind::kAttentionCls;
+    statistic.kind = kind_of(score.kind);
     statistic.query = cls ? Statistic::Query::kFirst : score.query;
     statistic.diagonal = score.diagonal;
     statistic.segment = score.segment;
@@ -118,6 +128,7 @@ void Pruner::take_scores(const Context& context, int64_t layer, const AttentionA
     HeadReductionArgs args;
     args.statistic = &statistics_[i];
     args.reduction = score.kind == ScoreKind::kAttentionCls ? HeadReduction::kMean : score.heads;
+    args.sign = score.sign;
     args.value_norm = score.value_norm ? &attention : nullptr;
     args.score = cumulative ? swap_float_.data() : values;
     const auto count = static_cast<std::size_t>(last - first);

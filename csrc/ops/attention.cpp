@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/math.h"
@@ -56,8 +57,29 @@ struct Head {
                              .key_position = args.position + rows.begin});
       scale = 1.0f;
     }
+    const bool entropies =
+        std::any_of(args.statistics.begin(), args.statistics.end(),
+                    [](const Statistic& s) { return s.kind != Statistic::Kind::kColumnSum; });
+    if (entropies) std::copy_n(p, queries * ld, scratch.terms());
     kernels.softmax(
         {.s = p, .ld = ld, .rows = queries, .n = rows.count, .scale = scale, .inv_sum = inv_sum});
+    if (entropies) entropy_terms(queries, p, ld, scale, inv_sum);
+  }
+
+  // Turns the scores in scratch.terms() into -A ln A.
+  void entropy_terms(int64_t queries, const float* p, int64_t ld, float scale,
+                     const float* inv_sum) const {
+    float log_sum[kMaxQueryBlock];
+    for (int64_t i = 0; i < queries; ++i) log_sum[i] = -std::log(inv_sum[i]);
+    kernels.entropy({.p = p,
+                     .t = scratch.terms(),
+                     .ld = ld,
+                     .rows = queries,
+                     .n = rows.count,
+                     .scale = scale,
+                     .inv_sum = inv_sum,
+                     .log_sum = log_sum,
+                     .row_sum = scratch.row_entropy()});
   }
 
   bool votes(const Statistic& statistic, int64_t query) const {
@@ -79,7 +101,17 @@ struct Head {
   void add_statistics(int64_t q0, int64_t queries, float* p, int64_t ld,
                       const float* inv_sum) const {
     for (const Statistic& statistic : args.statistics) {
+      if (statistic.kind == Statistic::Kind::kRowEntropy) {
+        std::copy_n(scratch.row_entropy(), queries,
+                    statistic.sum + head * statistic.ld + rows.begin + q0);
+        continue;
+      }
       float* weight = scratch.row_weight();
+      if (statistic.kind == Statistic::Kind::kColumnEntropy) {
+        std::fill_n(weight, queries, 1.0f);
+        add_rows(statistic, scratch.terms(), ld, queries);
+        continue;
+      }
       bool any = false;
       for (int64_t i = 0; i < queries; ++i) {
         const bool vote = votes(statistic, q0 + i);
@@ -91,18 +123,27 @@ struct Head {
       if (!statistic.diagonal) {
         for (int64_t i = 0; i < queries; ++i) own[i] = std::exchange(p[i * ld + q0 + i], 0.0f);
       }
-      // The kernel writes whole vectors; neighbouring sequences share the row of sums, so it works
-      // on a private copy whose tail is not copied back.
-      float* sum = statistic.sum + head * statistic.ld + rows.begin;
-      float* acc = weight + kMaxQueryBlock;
-      std::copy_n(sum, rows.count, acc);
-      kernels.column_sum(
-          {.p = p, .ld = ld, .rows = queries, .n = rows.count, .row_weight = weight, .acc = acc});
-      std::copy_n(acc, rows.count, sum);
+      add_rows(statistic, p, ld, queries);
       if (!statistic.diagonal) {
         for (int64_t i = 0; i < queries; ++i) p[i * ld + q0 + i] = own[i];
       }
     }
+  }
+
+  // Adds rows, times scratch.row_weight(), to the sums of a statistic.
+  void add_rows(const Statistic& statistic, const float* src, int64_t ld, int64_t count) const {
+    // The kernel writes whole vectors; neighbouring sequences share the row of sums, so it works on
+    // a private copy whose tail is not copied back.
+    float* sum = statistic.sum + head * statistic.ld + rows.begin;
+    float* acc = scratch.row_weight() + kMaxQueryBlock;
+    std::copy_n(sum, rows.count, acc);
+    kernels.column_sum({.p = src,
+                        .ld = ld,
+                        .rows = count,
+                        .n = rows.count,
+                        .row_weight = scratch.row_weight(),
+                        .acc = acc});
+    std::copy_n(acc, rows.count, sum);
   }
 
   void values(const float* p, int64_t ld, int64_t queries, const float* inv_sum, float* dst) const {
@@ -150,7 +191,9 @@ AttentionScratch::AttentionScratch(const AttentionShape& shape, int64_t max_keys
   rounded_at_ = block_at_ + kMaxQueryBlock * keys;
   output_at_ = rounded_at_ + HeadProduct::rounded_floats(kMaxQueryBlock, std::max(keys, dim));
   weight_at_ = output_at_ + kMaxQueryBlock * dim;
-  memory_ = AlignedArray<float>(static_cast<std::size_t>(weight_at_ + kMaxQueryBlock + keys));
+  terms_at_ = weight_at_ + kMaxQueryBlock + keys;
+  row_entropy_at_ = terms_at_ + kMaxQueryBlock * keys;
+  memory_ = AlignedArray<float>(static_cast<std::size_t>(row_entropy_at_ + kMaxQueryBlock));
 }
 
 void attention(const Context& context, const AttentionArgs& args, bool first_row_only) {

@@ -24,13 +24,19 @@ struct RowSpan {
   int32_t count = 0;
 };
 
-// Sums of attention probabilities over query rows, one value per head and key row.
+// What a score reads off the attention probabilities A: one value per head and row.
 struct Statistic {
+  enum class Kind : uint8_t {
+    kColumnSum,      // of A over the query rows that vote
+    kRowEntropy,     // -sum A ln A over the keys of the row
+    kColumnEntropy,  // -sum A ln A over all query rows
+  };
   enum class Query : uint8_t { kAlive, kFirst, kSegment };
-  Query query = Query::kAlive;
-  bool diagonal = true;  // count a token's attention to itself
-  int32_t segment = 0;   // with kSegment: only query rows of this segment vote
-  float* sum = nullptr;  // [heads][ld], overwritten
+  Kind kind = Kind::kColumnSum;
+  Query query = Query::kAlive;  // kColumnSum
+  bool diagonal = true;         // count a token's attention to itself
+  int32_t segment = 0;          // with kSegment: only query rows of this segment vote
+  float* sum = nullptr;         // [heads][ld], overwritten
   int64_t ld = 0;
 };
 
@@ -58,10 +64,13 @@ class AttentionScratch {
   float* rounded() const { return memory_.data() + rounded_at_; }
   float* output() const { return memory_.data() + output_at_; }
   float* row_weight() const { return memory_.data() + weight_at_; }
+  float* terms() const { return memory_.data() + terms_at_; }  // of entropies, a block as p
+  float* row_entropy() const { return memory_.data() + row_entropy_at_; }
 
  private:
   AlignedArray<float> memory_;
-  int64_t values_at_ = 0, block_at_ = 0, rounded_at_ = 0, output_at_ = 0, weight_at_ = 0;
+  int64_t values_at_ = 0, block_at_ = 0, rounded_at_ = 0, output_at_ = 0, weight_at_ = 0,
+          terms_at_ = 0, row_entropy_at_ = 0;
 };
 
 struct AttentionArgs {

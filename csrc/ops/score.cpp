@@ -43,6 +43,7 @@ void reduce_heads(const Context& context, std::span<const RowSpan> sequences,
       const float heads = static_cast<float>(shape.heads);
       for (int64_t j = 0; j < rows.count; ++j) score[j] /= heads;
     }
+    for (int64_t j = 0; args.sign != 1.0f && j < rows.count; ++j) score[j] *= args.sign;
   });
 }
 

@@ -19,11 +19,12 @@ enum class ScoreNorm : uint8_t {
 };
 
 // score[row] = reduction over heads, in ascending head order, of statistic.sum[head][row], for the
-// rows of `sequences`. With `values` (see AttentionArgs::qkv) each head's term is first multiplied
-// by the norm of the row's value vector (ATS).
+// rows of `sequences`, times `sign`. With `values` (see AttentionArgs::qkv) each head's term is
+// first multiplied by the norm of the row's value vector (ATS).
 struct HeadReductionArgs {
   const Statistic* statistic = nullptr;
   HeadReduction reduction = HeadReduction::kMean;
+  float sign = 1.0f;
   const AttentionArgs* value_norm = nullptr;
   float* score = nullptr;
 };

@@ -218,6 +218,11 @@ inline std::vector<NamedPlan> pruning_plans(const EncoderConfig& config) {
   add("ratio drop mid", cumulative, Site::kMid, Action::kDrop, ratio, 0);
   add("bins drop mid", cls, Site::kMid, Action::kDrop, bins, 0);
   add("random drop embed", random, Site::kEmbed, Action::kDrop, ratio, 0);
+  Score entropy;
+  entropy.kind = ScoreKind::kColumnEntropy;
+  add("entropy drop mid", entropy, Site::kMid, Action::kDrop, quantile, 0);
+  entropy.kind = ScoreKind::kRowEntropy;
+  add("entropy restore post", entropy, Site::kPost, Action::kRestore, relative, 0);
   add("gate restore pre", gate(config, 1000, 2), Site::kPre, Action::kRestore, threshold, 0);
   add("gate package post", gate(config, 9, 1), Site::kPost, Action::kPackage, ratio, 0);
   return plans;

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ATTENTION = ("attn_col", "attn_cls", "attn_cum")
+ATTENTION = ("attn_col", "attn_cls", "attn_cum", "row_entropy", "col_entropy")
 NOISE_FREE = ("table", "random")
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -45,6 +45,11 @@ def attention_statistic(
             first = first * values.norm(dim=-1)
         return first.mean(dim=1)
 
+    if spec["kind"] == "row_entropy":
+        return spec["sign"] * _over_heads(spec, torch.special.entr(probs).sum(dim=3))
+    if spec["kind"] == "col_entropy":
+        counted = torch.special.entr(probs) * voters[:, None, :, None]
+        return spec["sign"] * _over_heads(spec, counted.sum(dim=2))
     rows = voters.clone()
     if spec["query"] == "first":
         rows[:, 1:] = False
@@ -55,7 +60,10 @@ def attention_statistic(
     counted = probs * rows[:, None, :, None]
     if not spec["diagonal"]:
         counted = counted * (1 - torch.eye(probs.shape[-1], dtype=probs.dtype))
-    per_head = counted.sum(dim=2)
+    return _over_heads(spec, counted.sum(dim=2))
+
+
+def _over_heads(spec: Mapping[str, Any], per_head: Tensor) -> Tensor:
     if spec["heads"] == "mean":
         return per_head.mean(dim=1)
     if spec["heads"] == "sum":

@@ -131,6 +131,8 @@ def _select_words(select: Select, scale: float) -> str:
 
 
 def _score_words(score: Score) -> str:
+    from tokprune_rt.policy.choices import ENTROPIES
+
     name = f'"{score.id}": '
     if score.kind == "table":
         return f"{name}a table by {'position' if score.index == 'position' else 'token id'}"
@@ -142,6 +144,11 @@ def _score_words(score: Score) -> str:
     if score.kind == "attn_cls":
         weighted = ", weighted by the norm of its value" if score.value_norm else ""
         return f"{name}attention from the first token{weighted}{_from_words(score)}"
+    if score.kind in ENTROPIES:
+        what = "pays" if score.kind == "row_entropy" else "receives"
+        lowest = ", lowest first" if score.sign < 0 else ""
+        heads = f"{score.heads} over heads{lowest}"
+        return f"{name}entropy of the attention a token {what} ({heads}){_from_words(score)}"
     voters = {
         "alive": "received",
         "first": "received from the first token",

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+ENTROPIES = ("row_entropy", "col_entropy")
+"""Scores that are entropies of attention probabilities."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -23,6 +26,8 @@ class Score:
             mean when `value_norm`.
         attn_cum: acc_j = decay * acc_j + c_j, accumulated over every layer from 0 on, whether or
             not a step runs there. It includes the layer of the step.
+        row_entropy: entropy -sum_k A[h, j, k] ln A[h, j, k] of what token j attends to.
+        col_entropy: -sum_q A[h, q, j] ln A[h, q, j] over all query rows q.
         table: one number per token id or per original position, from a tensor.
         random: uniform in [0, 1), a function of seed, token ids, layer and position only.
         gate: the logit of a perceptron on X_j, in float32 (Transkimmer, AdapLeR, TR-BERT); with two
@@ -50,6 +55,7 @@ class Score:
             `{tensor}.{l}.output.bias` [o], with o = 1 or 2.
         index: what selects the row of the table: "token" id or original "position".
         seed: seed of `random`.
+        sign: of an entropy: 1, or -1 to keep the tokens whose entropy is low.
         activation: of a gate's hidden layer: a name the engine has, or Hugging Face's for it.
         softmax: replaces a gate's logits (o = 1) by their softmax over the alive tokens.
     """
@@ -68,13 +74,14 @@ class Score:
     tensor: str | None = None
     index: str = "token"
     seed: int = 0
+    sign: int = 1
     activation: str = "gelu"
     softmax: bool = False
 
     @property
     def reads_attention(self) -> bool:
         """Whether the score is computed from attention probabilities."""
-        return self.kind.startswith("attn_")
+        return self.kind.startswith("attn_") or self.kind in ENTROPIES
 
     @property
     def reads_first_row(self) -> bool:

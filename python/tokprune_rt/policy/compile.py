@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .choices import Score, Select
+from .choices import ENTROPIES, Score, Select
 from .rules import SCALED, effective_bounds
 from .schema import OFF, Limits, Policy, Step
 from .tensors import perceptron
@@ -71,6 +71,9 @@ def compile_plan(policy: Policy, profile: str | None = None) -> dict[str, Any] |
 
 
 def _score(policy: Policy, score: Score) -> dict[str, Any]:
+    if score.kind in ENTROPIES:
+        fields = {"heads": score.heads, "from": score.source, "sign": score.sign}
+        return {"kind": score.kind, **fields}
     if score.kind == "gate":
         layers = {layer for step in policy.steps if step.score == score.id for layer in step.layers}
         return {

@@ -41,7 +41,7 @@ from .schema import (
 )
 from .storage import FloatArray
 
-RESERVED_SCORES = ("row_entropy", "col_entropy", "similarity", "uniform")
+RESERVED_SCORES = ("similarity", "uniform")
 RESERVED_SELECTORS = ("predicted_ratio", "bipartite", "energy_pairs", "pool")
 RESERVED_ACTIONS = ("merge", "pool")
 
@@ -64,10 +64,18 @@ def _activation(value: object, path: str) -> str:
     return {**known, **own}[choice(*sorted({*known, *own}))(value, path)]
 
 
+def _sign(value: object, path: str) -> int:
+    sign: int = integer(-1, 1)(value, path)
+    if sign == 0:
+        fail(path, "0", "1 or -1")
+    return sign
+
+
 _HEADS = Field(choice("mean", "sum", "max"), "mean")
 _DIAGONAL = Field(boolean, True)
 _QUERY = Field(_query, {"query": "alive", "segment": None})
 _FROM = Field(choice("this", "previous"), "this")
+_ENTROPY = {"heads": _HEADS, "from": _FROM, "sign": Field(_sign, 1)}
 
 SCORES: dict[str, dict[str, Field]] = {
     "attn_col": {
@@ -85,6 +93,8 @@ SCORES: dict[str, dict[str, Field]] = {
         "diagonal": _DIAGONAL,
         "query": _QUERY,
     },
+    "row_entropy": _ENTROPY,
+    "col_entropy": _ENTROPY,
     "table": {"tensor": Field(text), "index": Field(choice("token", "position"), "token")},
     "random": {"seed": Field(integer(0, 2**64 - 1), 0)},
     "gate": {

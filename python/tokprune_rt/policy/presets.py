@@ -24,13 +24,14 @@ from collections.abc import Callable
 from typing import Any
 
 from .preset_parts import Document
-from .presets_free import idf_table, quantile, spatten, static_idf, top_p, topk
+from .presets_free import entropy, idf_table, quantile, spatten, static_idf, top_p, topk
 from .presets_gates import adapler, tr_bert, transkimmer
 from .presets_learned import lat, ltp, power_bert, top
 
 __all__ = [
     "PRESETS",
     "adapler",
+    "entropy",
     "idf_table",
     "lat",
     "ltp",
@@ -56,6 +57,7 @@ PRESETS: dict[str, Callable[..., Document]] = {
     "lat": lat,
     "quantile": quantile,
     "top-p": top_p,
+    "entropy": entropy,
     "static-idf": static_idf,
     "transkimmer": transkimmer,
     "adapler": adapler,

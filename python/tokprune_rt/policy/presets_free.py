@@ -1,4 +1,4 @@
-"""Presets of methods that need no training: top-k, SpAtten, quantile, top-p, static IDF."""
+"""Presets of methods that need no training: top-k, SpAtten, quantile, top-p, entropy, IDF."""
 
 from __future__ import annotations
 
@@ -109,6 +109,26 @@ def top_p(
     shares = listed(p)
     steps = [step(locate(layers, locations, shares), "top_p", p=shares)]
     return build("top-p", layers, {"kind": "attn_col"}, steps, options)
+
+
+def entropy(
+    *,
+    layers: int,
+    ratio: npt.ArrayLike = 0.9,
+    locations: Sequence[int] | None = None,
+    sign: int = 1,
+    **options: Any,
+) -> Document:
+    """The tokens stay whose own attention has the highest (or lowest) entropy.
+
+    Args:
+        ratio: share of the tokens still there that stays, one number or one per location.
+        locations: layers that prune. None: the last K layers for K shares, from layer 2 on for one.
+        sign: 1 keeps tokens that spread their attention, -1 those that focus it.
+    """
+    shares = listed(ratio)
+    steps = [step(locate(layers, locations, shares), "ratio", ratio=shares)]
+    return build("entropy", layers, {"kind": "row_entropy", "sign": sign}, steps, options)
 
 
 def static_idf(
