@@ -5,8 +5,8 @@ says who stays, a gate for every layer whether it drops at all; both are hard-co
 (Louizos et al., 2018), and a Lagrangian holds the expected multiply-adds at a target. Different
 from the published code: only tokens that are still there are scored and vote; decisions are taken
 straight through, with dead keys masked as at run time; work is counted at real lengths for any
-shape, and once more when the bits are frozen, since a short text has fewer ranks than there are
-bins; a short stage under the frozen decisions ends the training.
+shape, with the ranks that a short text really has; a short stage under the frozen decisions ends
+the training.
 """
 
 from __future__ import annotations
@@ -68,31 +68,27 @@ class TopMasks(Method):
         bit, gate = _drawn(self.bit), _drawn(self.gate)
         return straight_through(bit > 0.5, bit), straight_through(gate > 0.5, gate)
 
-    def shares(self) -> Tensor:
-        """Expected share of its tokens that each place leaves, [K].
-
-        A sample counts as 1 above one half, which has the probability sigmoid(log-alpha).
-        """
-        stays = torch.sigmoid(self.bit).mean(dim=1)
-        return 1 - (1 - stays) * torch.sigmoid(self.gate)
-
     def expected_macs(self, run: Pass) -> Tensor:
-        # From probabilities, not from the sample of this step.
+        # From probabilities, not from the sample of this step. A sample counts as 1 above one half,
+        # which has the probability sigmoid(log-alpha).
+        bits, gates = torch.sigmoid(self.bit), torch.sigmoid(self.gate)
         pinned = run.notes["protected"].sum(dim=1)
         left = [run.lengths.to(torch.float32)]
-        for share in self.shares():
-            left.append(pinned + (left[-1] - pinned) * share)
+        for stays, gate in zip(bits, gates, strict=True):
+            free = left[-1] - pinned
+            share = _share_of_ranks(stays, free.detach().round().long())
+            left.append(pinned + free * (1 - (1 - share) * gate))
         return self.macs(run.lengths, [*left[1:], left[-1]])
 
     @torch.no_grad()
     def frozen(self, factor: float = 1.0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Bits [K, B] and gates [K] that a policy gets: the likely number of zeros, at the lowest
-        log-alphas. ``factor`` divides every bit's odds of staying."""
+        log-alphas. ``factor`` divides every bit's odds of staying, and multiplies the gates'."""
         stays = torch.sigmoid(self.bit - math.log(factor))
         bits = torch.ones_like(self.bit, dtype=torch.int64)
         for place, zeros in enumerate((self.bins - stays.sum(dim=1)).round().long().tolist()):
             bits[place, torch.argsort(self.bit[place], stable=True)[:zeros]] = 0
-        gates = (torch.sigmoid(self.gate) >= 0.5).long()
+        gates = (self.gate + math.log(factor) >= 0).long()
         return bits.cpu().numpy(), gates.cpu().numpy()
 
     def policy(self, factor: float = 1.0, **extra: Any) -> Policy:
@@ -106,6 +102,16 @@ class TopMasks(Method):
             **extra,
         )
         return parse_policy(document)
+
+
+def _share_of_ranks(stays: Tensor, count: Tensor) -> Tensor:
+    """Mean over the ``count`` [B] ranks of a text of what their bins' ``stays`` [bins] say, [B].
+
+    A text with fewer tokens than there are bins reads some bins only.
+    """
+    rank = torch.arange(max(1, int(count.max())), device=count.device).expand(len(count), -1)
+    found = stays[rank_bin(rank, count, len(stays))] * (rank < count[:, None])
+    return found.sum(dim=1) / count.clamp(min=1)
 
 
 def _drawn(log_alpha: Tensor) -> Tensor:
