@@ -15,8 +15,8 @@ from transformers import get_scheduler
 
 from tokprune_rt.files import atomic_file
 from tokprune_rt.train.data import Encoded, collate, training_batches
-from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass
-from tokprune_rt.train.tasks import Task
+from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass, logits_of, rows_of
+from tokprune_rt.train.tasks import Floats, Task
 
 Say = Callable[[str], None]
 
@@ -174,22 +174,22 @@ class Training:
         chosen = self.dev if data is None else data
         logits, kept = self.predict(chooser, chosen)
         tokens = sum(len(item) for item in chosen.tokens)
-        return self.task.score(logits, chosen.targets), [count / tokens for count in kept]
+        return self.task.score(logits, chosen), [count / tokens for count in kept]
 
-    def predict(
-        self, chooser: Chooser | None, data: Encoded
-    ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[int]]:
-        """Logits float32 [n, outputs] in the order given, and the tokens left after each layer."""
+    def predict(self, chooser: Chooser | None, data: Encoded) -> tuple[list[Floats], list[int]]:
+        """Logits of every sequence as the runtime gives them, float32 [outputs] or [tokens,
+        outputs], in the order given, and the tokens left after each layer."""
         model = self.encoder.model
         model.eval()
         order = np.argsort([len(item) for item in data.tokens], kind="stable")
-        logits = np.zeros((len(data), self.task.outputs), np.float32)
+        logits: list[Floats] = [np.zeros(0, np.float32)] * len(data)
         kept = [0] * len(self.encoder.layers)
         with torch.inference_mode(), self.encoder.choosing(chooser):
             for start in range(0, len(order), 2 * self.settings.batch_size):
                 places = order[start : start + 2 * self.settings.batch_size]
                 output, run = self.encoder.run(self.inputs(data, places))
-                logits[places] = output.logits.float().cpu().numpy()
+                for place, rows in zip(places, rows_of(output, run.lengths), strict=True):
+                    logits[place] = rows.float().cpu().numpy()
                 for layer, alive in enumerate(run.kept):
                     kept[layer] += int(alive.sum())
         return logits, kept
@@ -207,10 +207,12 @@ class Training:
         done = state.taken / total
         with self.encoder.choosing(stage.chooser()):
             output, run = self.encoder.run(self.inputs(self.train, places))
+            logits = logits_of(output, run.real)
+            targets = self.task.aligned(targets, run.real)
             if stage.loss is None:
-                loss = self.task.loss(output.logits, targets)
+                loss = self.task.loss(logits, targets)
             else:
-                loss = stage.loss(output.logits, targets, run, done)
+                loss = stage.loss(logits, targets, run, done)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"{stage.name}: the loss became {float(loss.detach())} at step {state.taken}; try "

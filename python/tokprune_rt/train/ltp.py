@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tokprune_rt.policy import Policy, parse_policy
 from tokprune_rt.train.hard import protected_tokens
+from tokprune_rt.train.leaving import FROM_FIRST, Leaving, Shown
 from tokprune_rt.train.masked import Pass
 from tokprune_rt.train.scores import column_sums, normalise
 
@@ -33,6 +34,7 @@ class LtpThresholds(nn.Module):
         final: the last layer's threshold to begin with; the others rise to it linearly.
         s_pad: divide column sums by this constant, as the published code divides by the length it
             pads to. None: by their mean over unprotected tokens, which leaves attention sinks out.
+        leaving: how tokens leave.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class LtpThresholds(nn.Module):
         protect: Sequence[int] = (),
         final: float = FIRST_THETA,
         s_pad: float | None = None,
+        leaving: Leaving = FROM_FIRST,
     ) -> None:
         super().__init__()
         if layers < 2:
@@ -50,6 +53,7 @@ class LtpThresholds(nn.Module):
         self.layers = layers
         self.protect = tuple(protect)
         self.s_pad = s_pad
+        self.leaving = leaving
         ramp = torch.tensor([final * i / (layers - 1) for i in range(1, layers)])
         self.theta = nn.Parameter(ramp)
 
@@ -61,7 +65,7 @@ class LtpThresholds(nn.Module):
 
     def rule(self) -> dict[str, Any]:
         """Who never leaves, in the terms of a compiled plan."""
-        return {"first": True, "last": False, "token_ids": list(self.protect), "segment": -1}
+        return self.leaving.rule(self.protect)
 
     @torch.no_grad()
     def limit(self) -> None:
@@ -88,23 +92,25 @@ class LtpThresholds(nn.Module):
                     "action": {"kind": "drop"},
                 }
             )
-        return parse_policy(
-            {
-                "format": "token-policy",
-                "version": 1,
-                "name": "ltp",
-                "layers": self.layers,
-                "protect": {"first": True, "token_ids": list(self.protect)},
-                "limits": {"min_tokens": 2},
-                "scores": {"received": score},
-                "steps": steps,
-                **extra,
-            }
-        )
+        document = {
+            "format": "token-policy",
+            "version": 1,
+            "name": "ltp",
+            "layers": self.layers,
+            "protect": {"first": True, "token_ids": list(self.protect)},
+            "limits": {"min_tokens": 2},
+            "scores": {"received": score},
+            "steps": steps,
+            **extra,
+        }
+        return parse_policy(self.leaving.document(document))
 
 
 class SoftLtp:
-    """The chooser of the soft stage: nobody leaves, rows fade."""
+    """The chooser of the soft stage: nobody leaves, rows fade.
+
+    A head per token sees a faded row as it was before, as in a policy that restores.
+    """
 
     def __init__(self, thresholds: LtpThresholds, temperature: float = TEMPERATURE) -> None:
         self._thresholds = thresholds
@@ -128,9 +134,17 @@ class SoftLtp:
         run.notes["stays"].append(torch.where(protected, 1.0, stays))
 
     def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
+        before, run.notes["state"] = run.notes.get("state"), hidden
         if layer == 0:
             return hidden
-        return hidden * run.notes["stays"][layer - 1][..., None].to(hidden.dtype)
+        stays = run.notes["stays"][layer - 1]
+        faded: Tensor = hidden * stays[..., None].to(hidden.dtype)
+        if not self._thresholds.leaving.restores:
+            return faded
+        # A step within a layer restores what entered it.
+        shown = run.notes.setdefault("shown", Shown(run.real.to(stays.dtype)))
+        shown.stays(shown.share * stays, before)
+        return shown.rows(hidden) if layer == self._thresholds.layers - 1 else faded
 
 
 def share_that_stays(run: Pass) -> Tensor:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,21 +17,23 @@ from transformers import PreTrainedModel
 from tokprune_rt.files import check_new_folder
 from tokprune_rt.loader import describe_model, resolve
 from tokprune_rt.policy import Policy
-from tokprune_rt.train.data import Examples, tokenizer_of
+from tokprune_rt.train.data import Data, tokenizer_of
 from tokprune_rt.train.folders import (
     encoded,
     finetuned_model,
     new_model,
+    new_task,
     separators,
     task_of_model,
     write_model,
 )
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.latency import macs_for_speedup
+from tokprune_rt.train.leaving import leaving_of
 from tokprune_rt.train.loop import Say, Settings, Stage, Training
 from tokprune_rt.train.ltp import LtpThresholds, SoftLtp, share_that_stays
 from tokprune_rt.train.masked import MaskedEncoder, Pass
-from tokprune_rt.train.tasks import Task, task_of
+from tokprune_rt.train.tasks import Task
 from tokprune_rt.train.top import Budget, SoftTop, Teacher, TopMasks, Widths
 
 
@@ -43,9 +44,10 @@ class Run:
     Attributes:
         source: the model to start from, as `load` takes it.
         out: the folder to write; until it is complete, checkpoints lie in a hidden one beside it.
-        train, dev: the examples.
+        train, dev: the examples; what they are says what is learned.
         regression: the labels are numbers.
-        metric: a name of `tasks.METRICS`; None: accuracy or spearman.
+        metric: one of the task's; None: accuracy, spearman, entity-f1 (accuracy if the tags are no
+            entities), or of answers f1.
         max_length: tokens to which texts are cut; None: the model's limit.
         settings: of the training loop.
         say: receives lines of progress.
@@ -53,8 +55,8 @@ class Run:
 
     source: str
     out: Path
-    train: Examples
-    dev: Examples
+    train: Data
+    dev: Data
     regression: bool = False
     metric: str | None = None
     max_length: int | None = None
@@ -73,9 +75,9 @@ class Result:
 
 
 def finetune(run: Run, *, epochs: int = 3, rate: float = 5e-5) -> Result:
-    """Train a dense sequence classification or regression."""
+    """Train a dense classification or regression of texts, a tagging, or question answering."""
     source = resolve(run.source)
-    task = task_of(run.train.labels, run.regression, run.metric)
+    task = new_task(run.train, run.regression, run.metric)
     torch.manual_seed(run.settings.seed)  # of the head
     model = new_model(source, task)
     recipe = {"method": "finetune", "epochs": epochs, "rate": rate}
@@ -124,7 +126,12 @@ def train_ltp(
         "s_pad": s_pad,
     }
     training = _training(run, source, model, task, recipe)
-    thresholds = LtpThresholds(len(training.encoder.layers), separators(source), s_pad=s_pad)
+    thresholds = LtpThresholds(
+        len(training.encoder.layers),
+        separators(source),
+        s_pad=s_pad,
+        leaving=leaving_of(task.kind),
+    )
     thresholds.to(run.settings.device)
     dense, _ = training.evaluate(None)
     run.say(f"dense: dev {dense:.2f}")
@@ -190,7 +197,7 @@ def train_top(
     model, teacher = finetuned_model(source), finetuned_model(source).eval()
     task = task_of_model(model, run.regression, run.metric)
     if speedup is not None:
-        target = _measured_target(run, source, speedup)
+        target = _measured_target(run, source, task, speedup)
     recipe = {
         "method": "top",
         "target": target,
@@ -203,7 +210,8 @@ def train_top(
     }
     config, _ = describe_model(source)
     widths = Widths(config.layers, config.hidden, config.intermediate)
-    masks, budget = TopMasks(widths, bins, separators(source)), Budget(target)
+    masks = TopMasks(widths, bins, separators(source), leaving_of(task.kind))
+    budget = Budget(target)
     masks.to(run.settings.device)
     budget.to(run.settings.device)
     training = _training(run, source, model, task, recipe)
@@ -231,12 +239,7 @@ def train_top(
     )
     training.run_stage(soft)
     policy = masks.policy()
-    with torch.inference_mode():
-        ids = [item.ids for item in training.dev.tokens]
-        pinned = torch.tensor([1 + int(np.isin(row[1:], masks.protect).sum()) for row in ids])
-        lengths = torch.tensor([len(row) for row in ids])
-        device = run.settings.device
-        reached = float(masks.frozen_macs(lengths.to(device), pinned.to(device)))
+    reached = masks.frozen_share(training.dev.tokens)
     run.say(f"multiply-adds: {reached:.1%} of dense, asked for {target:.1%}")
     if reached > target + 0.05:
         run.say(
@@ -266,6 +269,9 @@ def _training(
     check_new_folder(run.out)
     train = encoded(source, run.train, task, run.max_length, "training examples")
     dev = encoded(source, run.dev, task, run.max_length, "dev examples")
+    for note in (train.note, dev.note):
+        if note is not None:
+            run.say(note)
     content = hashlib.sha256(repr((run.train, run.dev)).encode()).hexdigest()
     facts = {
         **recipe,
@@ -284,12 +290,12 @@ def checkpoints_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.training")
 
 
-def _measured_target(run: Run, source: Path, speedup: float) -> float:
+def _measured_target(run: Run, source: Path, task: Task, speedup: float) -> float:
     """The multiply-adds of a speed-up: measured once in a run, since times vary."""
     path = checkpoints_of(run.out) / "target.json"
     if path.exists():
         return float(json.loads(path.read_text(encoding="utf-8")))
-    tokens = tokenizer_of(source, run.max_length).tokenize(run.dev.texts)
+    tokens = task.encode(run.dev, tokenizer_of(source, run.max_length)).tokens
     target = round(macs_for_speedup(source, tokens, speedup), 4)
     run.say(f"{speedup:g} times as fast: {target:.1%} of the multiply-adds")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokprune_rt.policy import Policy, parse_policy, preset
+from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train.hard import protected_tokens
-from tokprune_rt.train.masked import MaskedEncoder, Pass
+from tokprune_rt.train.leaving import FROM_FIRST, Leaving, Shown
+from tokprune_rt.train.masked import MaskedEncoder, Pass, logits_of
 from tokprune_rt.train.scores import column_sums
 from tokprune_rt.train.select import rank_bin, ranks
 
@@ -56,15 +58,23 @@ class TopMasks(nn.Module):
         widths: of the model.
         bins: parts into which ranks are cut.
         protect: ids of tokens that never leave, beside the first.
+        leaving: how tokens leave: within a layer or, where a head sees them, after it.
     """
 
-    def __init__(self, widths: Widths, bins: int = 20, protect: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        widths: Widths,
+        bins: int = 20,
+        protect: Sequence[int] = (),
+        leaving: Leaving = FROM_FIRST,
+    ) -> None:
         super().__init__()
         if widths.layers < 2:
             raise ValueError(f"ToP needs 2 layers or more, the model has {widths.layers}")
         if bins < 2:
             raise ValueError(f"bins: found {bins}; allowed: 2 or more")
         self.widths, self.bins, self.protect = widths, bins, tuple(protect)
+        self.leaving = leaving
         places = widths.layers - 1
         # Low ranks are a little likelier to leave, which only breaks the symmetry.
         slope = torch.linspace(0.5, -0.5, bins)
@@ -73,7 +83,7 @@ class TopMasks(nn.Module):
 
     def rule(self) -> dict[str, Any]:
         """Who never leaves, in the terms of a compiled plan."""
-        return {"first": True, "last": False, "token_ids": list(self.protect), "segment": -1}
+        return self.leaving.rule(self.protect)
 
     @torch.no_grad()
     def limit(self) -> None:
@@ -109,7 +119,8 @@ class TopMasks(nn.Module):
             after = left
             if layer < len(shares):
                 after = pinned + (left - pinned) * shares[layer]
-            total = total + self.widths.macs(left, after).sum()
+            through = left if self.leaving.restores else after
+            total = total + self.widths.macs(left, through).sum()
             left = after
         return total
 
@@ -131,6 +142,13 @@ class TopMasks(nn.Module):
         shares = (1 - gates * (1 - bits.mean(dim=1))).to(self.gate.device)
         return self._share_of_dense(shares, lengths, pinned)
 
+    def frozen_share(self, tokens: Sequence[Tokens]) -> float:
+        """`frozen_macs` of these sequences, as one number."""
+        lengths = torch.tensor([len(item) for item in tokens])
+        pinned = torch.tensor([self.leaving.pinned(item, self.protect) for item in tokens])
+        device = self.gate.device
+        return float(self.frozen_macs(lengths.to(device), pinned.to(device)))
+
     def policy(self, **extra: Any) -> Policy:
         """The policy of the frozen bits."""
         bits, gates = self.frozen()
@@ -140,9 +158,10 @@ class TopMasks(nn.Module):
             token_bits=bits,
             gate_bits=gates,
             protect_token_ids=list(self.protect),
+            task="tokens" if self.leaving.restores else "cls",
             **extra,
         )
-        return parse_policy(document)
+        return parse_policy(self.leaving.document(document))
 
 
 def _drawn(log_alpha: Tensor) -> Tensor:
@@ -158,7 +177,10 @@ def _straight_through(soft: Tensor) -> Tensor:
 
 
 class SoftTop:
-    """The chooser of one step of the learning stage: sampled bits, gradients through them."""
+    """The chooser of one step of the learning stage: sampled bits, gradients through them.
+
+    A head per token sees the last state of a token that left, as in a policy that restores.
+    """
 
     def __init__(self, masks: TopMasks) -> None:
         self._masks = masks
@@ -179,15 +201,24 @@ class SoftTop:
         candidates = run.alive & ~run.notes["protected"]
         rank = ranks(scores, candidates)
         place = rank_bin(rank, candidates.sum(dim=1), self._masks.bins)
+        # Protected tokens are in some bin, too.
         stays = 1 - self._gates[layer] * (1 - self._bits[layer][place])
+        stays = torch.where(candidates, stays, 1.0)
         if run.weight is None:
             run.weight = run.alive.to(stays.dtype)
         # Those that are out already have weight 0; a factor of 1 lets their gradient through.
-        run.weight = run.weight * torch.where(candidates, stays, 1.0)
+        run.weight = run.weight * stays
         run.alive = run.alive & (stays.detach() > 0.5)
 
     def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
-        return hidden
+        if not self._masks.leaving.restores or run.weight is None:
+            return hidden
+        shown = run.notes.setdefault("shown", Shown(run.real.to(run.weight.dtype)))
+        if layer < len(self._gates):
+            shown.stays(run.weight, hidden)
+            return hidden
+        rows: Tensor = shown.rows(hidden)
+        return rows
 
 
 class Budget(nn.Module):
@@ -264,7 +295,8 @@ class Teacher:
         self._encoder, self._masks = encoder, masks
 
     def __call__(self, run: Pass) -> tuple[Tensor, Tensor]:
-        """Logits [B, outputs] of the student's inputs, and the ranking loss of its early layers."""
+        """Logits of the student's inputs, as `logits_of` gives them, and the ranking loss of its
+        early layers."""
         logits, scores = self._pass(run)
         candidates = run.real & ~run.notes["protected"]
         early = run.scores[: max(1, len(self._encoder.layers) // 3)]
@@ -272,11 +304,11 @@ class Teacher:
         return logits, torch.stack(losses).mean()
 
     def logits(self, run: Pass) -> Tensor:
-        """Logits [B, outputs] of the student's inputs."""
+        """Logits of the student's inputs, as `logits_of` gives them."""
         return self._pass(run)[0]
 
     @torch.no_grad()
     def _pass(self, run: Pass) -> tuple[Tensor, Tensor]:
         with self._encoder.choosing(_Watching()):
             output, passed = self._encoder.run(run.inputs)
-        return output.logits, passed.scores[0]
+        return logits_of(output, passed.real), passed.scores[0]
