@@ -356,7 +356,7 @@ def test_reading_tables(tmp_path: Path) -> None:
         ("t.csv", "text,label\n", r"t\.csv: no rows"),
         ("t.jsonl", "{\n", r"t\.jsonl:1: not JSON"),
         ("t.jsonl", "[1]\n", r"t\.jsonl:1: expected an object, found list"),
-        ("t.txt", "a\n", r"unknown kind of file; known: \.tsv"),
+        ("t.xml", "a\n", r"unknown kind of file; known: \.tsv"),
     ],
 )
 def test_bad_tables_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,13 +11,14 @@ from numpy.typing import NDArray
 from tokprune_rt.outputs import FloatArray
 from tokprune_rt.tasks.numeric import Floats, softmax
 from tokprune_rt.tasks.tag import token_logits
-from tokprune_rt.tokenizer import Window, check_text
+from tokprune_rt.tokenizer import Tokenizer, Window, check_text
 
 if TYPE_CHECKING:
     from tokprune_rt.model import Model
 
 DEFAULT_MAX_SEQ_LEN = 384
 DEFAULT_STRIDE = 128
+DEFAULT_ANSWER_LEN = 15
 
 
 def answer(
@@ -26,7 +28,7 @@ def answer(
     *,
     profile: str | None = None,
     top_k: int = 1,
-    max_answer_len: int = 15,
+    max_answer_len: int = DEFAULT_ANSWER_LEN,
     max_seq_len: int | None = None,
     doc_stride: int | None = None,
     handle_impossible_answer: bool = False,
@@ -66,15 +68,40 @@ def answer(
     for name, number in (("top_k", top_k), ("max_answer_len", max_answer_len)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"{name} must be a positive int, got {number!r}")
-    limit = min(max_seq_len or DEFAULT_MAX_SEQ_LEN, model.max_seq_length)
+    windows = windows_of(model.tokenizer, asked, text, max_seq_len, doc_stride)
+    sequences = [window.tokens for window in windows]
+    logits = token_logits(model, sequences, profile=profile, batch_size=batch_size)
+    best = best_answers(windows, logits, text, top_k, max_answer_len, handle_impossible_answer)
+    return best if top_k > 1 else best[0]
+
+
+def windows_of(
+    tokenizer: Tokenizer,
+    question: str,
+    context: str,
+    max_seq_len: int | None = None,
+    doc_stride: int | None = None,
+) -> list[Window]:
+    """The windows in which `answer` reads a context; arguments and errors as there."""
+    limit = min(max_seq_len or DEFAULT_MAX_SEQ_LEN, tokenizer.max_length)
     stride = min(DEFAULT_STRIDE, limit // 2) if doc_stride is None else doc_stride
     if stride < 0:
         raise ValueError(f"doc_stride must not be negative, got {doc_stride}")
-    windows = model.tokenizer.windows(asked, text, max_length=limit, stride=stride)
-    sequences = [window.tokens for window in windows]
+    return tokenizer.windows(question, context, max_length=limit, stride=stride)
+
+
+def best_answers(
+    windows: Sequence[Window],
+    logits: Sequence[FloatArray],
+    text: str,
+    top_k: int = 1,
+    max_answer_len: int = DEFAULT_ANSWER_LEN,
+    handle_impossible_answer: bool = False,
+) -> list[dict[str, Any]]:
+    """What `answer` finds in the windows of ``text``: at most ``top_k`` answers, best first, and
+    for one that is asked for at least an empty one. ``logits``: [tokens, 2] of each window."""
     answers: list[dict[str, Any]] = []
     null_score = 1.0
-    logits = token_logits(model, sequences, profile=profile, batch_size=batch_size)
     for window, rows in zip(windows, logits, strict=True):
         start, end = _probabilities(rows, window.in_context, handle_impossible_answer)
         if handle_impossible_answer:
@@ -89,9 +116,9 @@ def answer(
     if handle_impossible_answer:
         answers.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
     best = _distinct(answers)[:top_k]
-    if top_k > 1:
-        return best
-    return best[0] if best else {"score": 0.0, "start": 0, "end": 0, "answer": ""}
+    if top_k == 1 and not best:
+        return [{"score": 0.0, "start": 0, "end": 0, "answer": ""}]
+    return best
 
 
 def _probabilities(

@@ -1,19 +1,21 @@
 """Learning what to prune, with PyTorch and transformers (``pip install 'tokprune-rt[train]'``).
 
-`finetune` makes a dense classifier or regression of an encoder, `train_ltp` and `train_top` learn
-what to prune of it, `evaluate` runs the result in the runtime. `import_ltp`, `import_top` and
-`import_lat` read what the published codes wrote. The results are ordinary model folders:
-transformers loads them dense, `tokprune_rt.load` pruned.
+`finetune` makes a dense classifier, regression, tagger or question answering of an encoder;
+`train_ltp`, `train_top`, `train_gate` and `train_power_bert` learn what to prune of it; `evaluate`
+runs the result in the runtime. `import_ltp`, `import_top` and `import_lat` read what the published
+codes wrote. The results are ordinary model folders: transformers loads them dense,
+`tokprune_rt.load` pruned.
 """
 
 from __future__ import annotations
 
-from tokprune_rt.train.data import Columns, Examples, read_examples
+from tokprune_rt.train.data import Data, Examples, Question, Questions, Sentences
 from tokprune_rt.train.evaluating import Evaluation, evaluate
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.importing import import_lat, import_ltp, import_top
 from tokprune_rt.train.loop import Settings
 from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass
+from tokprune_rt.train.reading import Columns, read_examples
 from tokprune_rt.train.recipes import (
     SCHEDULES,
     Result,
@@ -30,14 +32,18 @@ __all__ = [
     "SCHEDULES",
     "Chooser",
     "Columns",
+    "Data",
     "Evaluation",
     "Examples",
     "MaskedEncoder",
     "Pass",
     "PolicyChooser",
+    "Question",
+    "Questions",
     "Result",
     "Run",
     "Schedule",
+    "Sentences",
     "Settings",
     "evaluate",
     "finetune",

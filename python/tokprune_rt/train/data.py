@@ -1,12 +1,9 @@
-"""Labelled texts from files, and padded batches of them."""
+"""Labelled texts, and padded batches of token ids."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,112 +14,59 @@ from torch import Tensor
 from tokprune_rt.loader import describe_model
 from tokprune_rt.tokenizer import TextOrPair, Tokenizer, Tokens
 
-_KINDS = (".tsv", ".csv", ".jsonl")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a row keeps what: names of the header, or numbers from 0 in a file without one."""
-
-    text: str
-    label: str
-    pair: str | None = None
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name in (self.text, self.pair, self.label) if name is not None]
+IGNORED = -100
+"""Target of a token that no loss looks at."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts or pairs and their labels as the file spells them."""
+    """Texts or pairs and their labels as the file spells them.
+
+    ``places`` says where each was found, for messages; it may be left out.
+    """
 
     texts: list[TextOrPair]
     labels: list[str]
+    places: Sequence[str] = field(default=(), repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def read_examples(path: Path, columns: Columns) -> Examples:
-    """Read a ``.tsv``, ``.csv`` or ``.jsonl`` file, also with ``.gz`` at the end.
+@dataclass(frozen=True)
+class Sentences:
+    """Sentences as lists of words with a tag for each word; ``places`` as in `Examples`."""
 
-    tsv files are read without quoting. Columns given as numbers mean that there is no header.
+    words: list[list[str]]
+    tags: list[list[str]]
+    places: Sequence[str] = field(default=(), repr=False, compare=False)
 
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: an unknown ending, a column that is not there, a row that is too short, an
-            empty file; names the file and the line.
-    """
-    texts: list[TextOrPair] = []
-    labels: list[str] = []
-    for where, row in _rows(path, columns):
-        found = [row.get(name) for name in columns.names]
-        if any(value is None for value in found):
-            missing = [n for n, value in zip(columns.names, found, strict=True) if value is None]
-            raise ValueError(
-                f"{where}: no column {', '.join(map(repr, missing))}; found: "
-                f"{', '.join(map(repr, row)) or 'nothing'}"
-            )
-        values = [str(value).strip() for value in found]
-        texts.append((values[0], values[1]) if columns.pair is not None else values[0])
-        labels.append(values[-1])
-    if not texts:
-        raise ValueError(f"{path}: no rows")
-    return Examples(texts, labels)
+    def __len__(self) -> int:
+        return len(self.words)
 
 
-def _rows(path: Path, columns: Columns) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    plain = path.with_suffix("") if path.suffix == ".gz" else path
-    kind = plain.suffix
-    if kind not in _KINDS:
-        raise ValueError(f"{path}: unknown kind of file; known: .tsv, .csv, .jsonl, each also .gz")
-    with (gzip.open if path.suffix == ".gz" else open)(
-        path, "rt", encoding="utf-8", errors="replace", newline="" if kind == ".csv" else None
-    ) as file:
-        if kind == ".jsonl":
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _json_row(path, number, line)
-            return
-        if kind == ".tsv":
-            rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            rows = csv.reader(file)
-        numbered = all(name.isdigit() for name in columns.names)
-        header: list[str] | None = None
-        for number, row in enumerate(_checked(rows, path), 1):
-            if not row:
-                continue
-            if numbered:
-                yield f"{path}:{number}", {str(i): value for i, value in enumerate(row)}
-            elif header is None:
-                header = [name.strip().lstrip("\ufeff") for name in row]
-            else:
-                yield f"{path}:{number}", dict(zip(header, row, strict=False))
+@dataclass(frozen=True)
+class Question:
+    """A question about a context; ``answers`` are (text, first character), none if it has no
+    answer there."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[tuple[str, int], ...]
 
 
-def _checked(rows: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
-    count = 0
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise ValueError(f"{path}:{count + 1}: {error} (an unclosed quote?)") from error
-        count += 1
-        yield row
+@dataclass(frozen=True)
+class Questions:
+    """Questions of SQuAD's form."""
+
+    items: list[Question]
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
-def _json_row(path: Path, number: int, line: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}:{number}: expected an object, found {type(row).__name__}")
-    return row
+Data = Examples | Sentences | Questions
 
 
 def tokenizer_of(folder: Path, max_length: int | None = None) -> Tokenizer:
@@ -139,10 +83,21 @@ def tokenizer_of(folder: Path, max_length: int | None = None) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids with their targets: class numbers, int64 [n], or values, float32 [n]."""
+    """What a model sees of the data, and what it is to answer.
+
+    Attributes:
+        tokens: the sequences.
+        targets: one row a sequence: class numbers, int64 [n]; values, float32 [n]; classes of
+            tokens, int64 [n, longest], filled up with `IGNORED`; first and last token of the
+            answer, int64 [n, 2].
+        truth: what else the task's score needs.
+        note: what a user should know about the encoding.
+    """
 
     tokens: list[Tokens]
     targets: Tensor
+    truth: Any = None
+    note: str | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -15,8 +15,11 @@ from tokprune_rt.model import Model
 from tokprune_rt.outputs import dense_macs
 from tokprune_rt.policy import OFF, PolicySource
 from tokprune_rt.tokenizer import Tokens
-from tokprune_rt.train.data import Examples
-from tokprune_rt.train.tasks import Task
+from tokprune_rt.train.answering import AnswerTask
+from tokprune_rt.train.data import Data, Encoded
+from tokprune_rt.train.folders import existing_task
+from tokprune_rt.train.tagging import TagTask
+from tokprune_rt.train.tasks import Floats, Task, TextTask
 
 PLAIN = "policy"
 """How a table calls the policy's own numbers, beside its profiles."""
@@ -36,6 +39,8 @@ class Row:
         macs_padded: the dense model's with every text padded to ``padded_to`` tokens, likewise.
         ms: milliseconds for all texts, median.
         speedup: the dense pass in the same precision took so many times as long.
+        answer_lost: of question answering, the share of the answers' tokens that is gone after the
+            last layer.
     """
 
     precision: str
@@ -46,11 +51,12 @@ class Row:
     macs_padded: float
     ms: float
     speedup: float
+    answer_lost: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows, and what they were measured on."""
+    """All rows, and what they were measured on; ``note``: what to know about the data."""
 
     folder: str
     metric: str
@@ -58,6 +64,7 @@ class Evaluation:
     tokens: int
     padded_to: int
     rows: list[Row]
+    note: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -66,7 +73,7 @@ class Evaluation:
 
 def evaluate(
     folder: str | os.PathLike[str],
-    data: Examples,
+    data: Data,
     *,
     policy: PolicySource = "auto",
     metric: str | None = None,
@@ -78,24 +85,23 @@ def evaluate(
     """Run the folder's model over labelled texts, dense and under every profile.
 
     Args:
-        folder: a sequence classification or regression, with or without a policy, as `load` takes
-            it.
-        data: texts and labels.
+        folder: a classification or regression of texts, a tagging or a question answering, with or
+            without a policy, as `load` takes it.
+        data: labelled data for it.
         policy: as `load` takes it; "auto" is the folder's own.
-        metric: a name of `tasks.METRICS`; None: accuracy or spearman.
+        metric: as in `Run`.
         precisions: as `load` takes them.
         padded_to: the length of the padded baseline, whose multiply-adds are only counted.
         threads: of the runtime.
         rounds: timed passes of each profile, at most.
 
     Raises:
-        ValueError: the model has another task, or the labels are not its own.
+        ValueError: the model has another task than the data, or the labels are not its own.
     """
     model = load(folder, policy, precision=precisions[0], threads=threads)
-    model.require_task("sequence-classification", "evaluate")
     task = task_of(model, metric)
-    targets = task.targets(data.labels)
-    tokens = model.tokenizer.tokenize(data.texts)
+    encoded = task.encode(data, model.tokenizer)
+    tokens = encoded.tokens
     asked = [] if model.policy is None else [None, *model.policy.profiles]
     rows: list[Row] = []
     for number, precision in enumerate(precisions):
@@ -103,34 +109,36 @@ def evaluate(
             model = load(folder, policy, precision=precision, threads=threads)
         padded = padded_macs(model, tokens, padded_to)
         profiles = [OFF, *asked]
-        timed = _timed(model, tokens, profiles, rounds)
+        timed = _timed(model, encoded, profiles, rounds)
         for name, (found, timing, speedup) in zip(profiles, timed, strict=True):
             rows.append(
                 Row(
                     model.precision,
                     PLAIN if name is None else name,
-                    task.score(found.logits, targets),
+                    task.score(found.logits, encoded),
                     [float(kept) / found.tokens for kept in found.kept],
                     found.macs / found.macs_dense,
                     padded / found.macs_dense,
                     timing.median_ms,
                     speedup,
+                    found.lost,
                 )
             )
     total = sum(len(item) for item in tokens)
-    return Evaluation(str(folder), task.metric, len(tokens), total, padded_to, rows)
+    return Evaluation(str(folder), task.metric, len(data), total, padded_to, rows, encoded.note)
 
 
 def _timed(
-    model: Model, tokens: Sequence[Tokens], profiles: Sequence[str | None], rounds: int
+    model: Model, data: Encoded, profiles: Sequence[str | None], rounds: int
 ) -> list[tuple[Texts, Timing, float]]:
     """Each profile's pass, its time, and how many times as long the first profile's took."""
 
     def call(profile: str | None) -> Callable[[], Texts]:
-        return lambda: run_texts(model, tokens, profile)
+        return lambda: run_texts(model, data.tokens, profile)
 
     calls = [call(profile) for profile in profiles]
-    passes = [run() for run in calls]
+    answers = data.targets.numpy() if model.config.task == AnswerTask.kind else None
+    passes = [run_texts(model, data.tokens, profile, answers) for profile in profiles]
     timings = alternate(calls, rounds, _SECONDS)
     return [
         (found, timing, timing.times_faster_than(timings[0]))
@@ -140,21 +148,32 @@ def _timed(
 
 @dataclass(frozen=True)
 class Texts:
-    """One pass over many texts: logits float32 [n, outputs] and the work done."""
+    """One pass over many texts: the logits of each, float32 [outputs] or [tokens, outputs], and the
+    work done. ``lost``: as `Row.answer_lost`."""
 
-    logits: NDArray[np.float32]
+    logits: list[Floats]
     kept: NDArray[np.int64]
     tokens: int
     macs: int
     macs_dense: int
+    lost: float | None = None
 
 
-def run_texts(model: Model, tokens: Sequence[Tokens], profile: str | None) -> Texts:
-    """All texts through the runtime, in batches of neighbours in length."""
+def run_texts(
+    model: Model,
+    tokens: Sequence[Tokens],
+    profile: str | None,
+    answers: NDArray[np.int64] | None = None,
+) -> Texts:
+    """All texts through the runtime, in batches of neighbours in length.
+
+    ``answers`` [n, 2] are first and last token of an answer, (0, 0) for none, whose loss is to be
+    counted.
+    """
     order = np.argsort([-len(item) for item in tokens], kind="stable")
-    logits = np.zeros((len(tokens), len(model.labels)), np.float32)
+    logits: list[Floats] = [np.zeros(0, np.float32)] * len(tokens)
     kept = np.zeros(model.config.layers, np.int64)
-    macs = macs_dense = 0
+    macs = macs_dense = asked = there = 0
     for start in range(0, len(order), _BATCH):
         places = order[start : start + _BATCH]
         part = [tokens[i] for i in places]
@@ -163,19 +182,33 @@ def run_texts(model: Model, tokens: Sequence[Tokens], profile: str | None) -> Te
             [item.type_ids for item in part] if model.config.type_vocab_size > 1 else None,
             profile,
             segment_ids=[item.segments for item in part],
+            trace=answers is not None,
         )
-        logits[places] = found.logits
+        assert found.logits is not None
+        for place, rows in zip(places, found.logits, strict=True):
+            logits[place] = rows
+        if answers is not None and found.trace is not None:
+            for place, left in zip(places, found.trace.kept[-1], strict=True):
+                first, last = answers[place]
+                if last > 0:
+                    asked += int(last - first) + 1
+                    there += int(((left >= first) & (left <= last)).sum())
         kept += found.stats.kept_per_layer
         macs += found.stats.macs
         macs_dense += found.stats.macs_dense
-    return Texts(logits, kept, sum(len(item) for item in tokens), macs, macs_dense)
+    lost = 1 - there / asked if asked else None
+    return Texts(logits, kept, sum(len(item) for item in tokens), macs, macs_dense, lost)
 
 
 def task_of(model: Model, metric: str | None) -> Task:
-    """The task of a loaded model."""
-    if len(model.labels) == 1:
-        return Task((), metric or "spearman")
-    return Task(tuple(model.labels), metric or "accuracy")
+    """The task of a loaded model; ValueError for one that answers nothing."""
+    known = [TextTask.kind, TagTask.kind, AnswerTask.kind]
+    if model.config.task not in known:
+        raise ValueError(
+            f"evaluate needs a {', '.join(known)} model; {model.name} is a {model.config.task} "
+            f"model ({model.config.architecture})"
+        )
+    return existing_task(model.config.task, tuple(model.labels), metric)
 
 
 def padded_macs(model: Model, tokens: Sequence[Tokens], length: int) -> int:

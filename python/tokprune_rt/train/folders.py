@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 from tokprune_rt.files import atomic_folder
 from tokprune_rt.loader import describe_model
 from tokprune_rt.loader.tokenizer_files import TOKENIZER_FILES, read_tokenizer_config
 from tokprune_rt.policy import Policy
-from tokprune_rt.train.data import Encoded, Examples, tokenizer_of
-from tokprune_rt.train.tasks import Task
+from tokprune_rt.train.answering import AnswerTask
+from tokprune_rt.train.data import Data, Encoded, Questions, Sentences, tokenizer_of
+from tokprune_rt.train.tagging import TagTask, default_metric, tag_task
+from tokprune_rt.train.tasks import Task, TextTask, text_task
+
+_CLASSES = {
+    TextTask.kind: AutoModelForSequenceClassification,
+    TagTask.kind: AutoModelForTokenClassification,
+    AnswerTask.kind: AutoModelForQuestionAnswering,
+}
+# Start and end, as transformers calls them.
+_OUTPUTS = {AnswerTask.kind: ["LABEL_0", "LABEL_1"]}
 
 
 def quiet_transformers() -> None:
@@ -25,41 +41,50 @@ def quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def encoded(source: Path, data: Examples, task: Task, max_length: int | None, what: str) -> Encoded:
-    """Tokenise as the runtime does; ValueError for a label that the task does not have, which calls
-    the examples ``what``."""
+def encoded(source: Path, data: Data, task: Task, max_length: int | None, what: str) -> Encoded:
+    """Tokenise as the runtime does; errors and the note call the data ``what``."""
     try:
-        targets = task.targets(data.labels)
+        found = task.encode(data, tokenizer_of(source, max_length))
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
-    return Encoded(tokenizer_of(source, max_length).tokenize(data.texts), targets)
+    return replace(found, note=found.note and f"{what}: {found.note}")
 
 
 def new_model(source: Path, task: Task) -> PreTrainedModel:
     """The encoder of ``source`` with a head for ``task``; one that fits already is kept."""
     _, setup = describe_model(source)
-    names = list(task.labels) or ["value"]
-    return AutoModelForSequenceClassification.from_pretrained(
-        setup.encoder_folder,
-        num_labels=task.outputs,
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-        problem_type="regression" if task.is_regression else "single_label_classification",
-        ignore_mismatched_sizes=True,
-        dtype=torch.float32,
+    names = list(task.labels) or _OUTPUTS.get(task.kind, ["value"])
+    options: dict[str, Any] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+    if isinstance(task, TextTask):
+        kind = "regression" if task.is_regression else "single_label_classification"
+        options["problem_type"] = kind
+    return _CLASSES[task.kind].from_pretrained(
+        setup.encoder_folder, ignore_mismatched_sizes=True, dtype=torch.float32, **options
     )
 
 
 def finetuned_model(source: Path) -> PreTrainedModel:
     config, setup = describe_model(source)
-    if config.task != "sequence-classification":
+    if config.task not in _CLASSES:
         raise ValueError(
             f"{source} is a {config.task} model ({config.architecture}); pruning is learned on a "
-            "fine-tuned classifier or regression: run `tokprune finetune` first"
+            "fine-tuned model: run `tokprune finetune` first"
         )
-    return AutoModelForSequenceClassification.from_pretrained(
-        setup.encoder_folder, dtype=torch.float32
-    )
+    return _CLASSES[config.task].from_pretrained(setup.encoder_folder, dtype=torch.float32)
+
+
+def new_task(data: Data, regression: bool, metric: str | None) -> Task:
+    """What there is to learn from a training set."""
+    if isinstance(data, Sentences | Questions) and regression:
+        raise ValueError("a regression needs texts with a number each")
+    if isinstance(data, Questions):
+        return AnswerTask((), metric or "f1")
+    if isinstance(data, Sentences):
+        return tag_task({tag for tags in data.tags for tag in tags}, metric)
+    return text_task(data.labels, regression, metric)
 
 
 def task_of_model(model: PreTrainedModel, regression: bool, metric: str | None) -> Task:
@@ -68,15 +93,30 @@ def task_of_model(model: PreTrainedModel, regression: bool, metric: str | None) 
     count = int(config.num_labels)
     if config.problem_type == "multi_label_classification":
         raise ValueError("the model gives several labels to a text, which cannot be trained yet")
-    if regression != (count == 1):
-        raise ValueError(
-            f"the model has {count} outputs, which is no "
-            f"{'regression' if regression else 'classification'}"
-        )
-    if regression:
-        return Task((), metric or "spearman")
+    name = type(model).__name__
     labels = tuple(str(config.id2label[i]) for i in range(count))
-    return Task(labels, metric or "accuracy")
+    if name.endswith("ForSequenceClassification"):
+        if regression != (count == 1):
+            raise ValueError(
+                f"the model has {count} outputs, which is no "
+                f"{'regression' if regression else 'classification'}"
+            )
+        return existing_task(TextTask.kind, labels, metric)
+    if regression:
+        raise ValueError(f"the model is a {name}, which is no regression")
+    tagging = name.endswith("ForTokenClassification")
+    return existing_task((TagTask if tagging else AnswerTask).kind, labels, metric)
+
+
+def existing_task(kind: str, labels: tuple[str, ...], metric: str | None) -> Task:
+    """The task of a model with these outputs, ``kind`` as the runtime calls it."""
+    if kind == AnswerTask.kind:
+        return AnswerTask((), metric or "f1")
+    if kind == TagTask.kind:
+        return TagTask(labels, metric or default_metric(labels))
+    if len(labels) == 1:
+        return TextTask((), metric or "spearman")
+    return TextTask(labels, metric or "accuracy")
 
 
 def separators(source: Path) -> list[int]:

@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from tokprune_rt.policy import Policy, parse_policy
 from tokprune_rt.train.budget import Widths
-from tokprune_rt.train.hard import protected_tokens
+from tokprune_rt.train.leaving import FROM_FIRST, Leaving
 from tokprune_rt.train.masked import Pass
-from tokprune_rt.train.method import Method, leave_softly, note_left, straight_through
+from tokprune_rt.train.method import Method, SoftChooser, straight_through
 
 SHAPES = ("transkimmer", "adapler", "tr-bert")
 # Logit with which tokens stay to begin with, the share of 1 / n that AdapLeR's threshold begins
@@ -38,12 +38,19 @@ class Gates(Method):
         widths: of the model.
         shape: one of `SHAPES`.
         protect: ids of tokens that never leave, beside the first.
+        leaving: how tokens leave.
     """
 
-    def __init__(self, widths: Widths, shape: str, protect: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        widths: Widths,
+        shape: str,
+        protect: Sequence[int] = (),
+        leaving: Leaving = FROM_FIRST,
+    ) -> None:
         if shape not in SHAPES:
             raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
-        super().__init__(shape, widths, protect)
+        super().__init__(shape, widths, protect, leaving)
         self.softmax = shape == "adapler"
         every = tuple(range(1, widths.layers))
         self.layers = tuple(sorted({1, widths.layers // 2})) if shape == "tr-bert" else every
@@ -107,16 +114,16 @@ class Gates(Method):
         return parse_policy(document, tensors)
 
 
-class SoftGates:
+class SoftGates(SoftChooser):
     """The chooser of one step of the learning stage."""
 
     def __init__(self, gates: Gates) -> None:
+        super().__init__(gates)
         self._gates = gates
 
     def before_layer(self, run: Pass, layer: int, hidden: Tensor) -> None:
+        super().before_layer(run, layer, hidden)
         gates = self._gates
-        if layer == 0:
-            run.notes["protected"] = protected_tokens(gates.rule(), run)
         if layer not in gates.layers:
             return
         place = gates.layers.index(layer)
@@ -128,13 +135,5 @@ class SoftGates:
             noise = torch.rand_like(scores).clamp(1e-6, 1 - 1e-6)
             distance = scores + noise.log() - (1 - noise).log()
         stays = straight_through(distance >= 0, torch.sigmoid(distance))
-        leave_softly(run, stays, run.alive & ~run.notes["protected"])
-
-    def after_softmax(
-        self, run: Pass, layer: int, probs: Tensor, values: Tensor, hidden: Tensor
-    ) -> None:
-        pass
-
-    def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
-        note_left(run)
-        return hidden
+        self.leave(run, stays, run.alive & ~run.notes["protected"])
+        self.show(run, hidden)

@@ -13,6 +13,7 @@ from tokprune_rt.loader import describe_model
 from tokprune_rt.loading import load
 from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train.evaluating import run_texts
+from tokprune_rt.train.leaving import leaving_of
 
 # Shares of the input that the last layer keeps, in the policies that are timed.
 _SHARES = (0.8, 0.6, 0.4, 0.25, 0.1)
@@ -60,9 +61,11 @@ def macs_for_speedup(
     """
     if not speedup > 1:
         raise ValueError(f"speed-up: found {speedup}; allowed: above 1")
-    layers = describe_model(folder)[0].layers
+    config, _ = describe_model(folder)
+    layers = config.layers
     strengths = {str(share): {"steps": [{"ratio": _ratios(layers, share)}]} for share in _SHARES}
     policy = ratio_policy(layers, _SHARES[0]) | {"profiles": strengths}
+    policy = leaving_of(config.task).document(policy)
     model = load(folder, policy, precision=precision, threads=threads)
     names = ["off", *strengths]
     passes = [run_texts(model, tokens, name) for name in names]

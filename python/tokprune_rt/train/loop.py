@@ -15,8 +15,8 @@ from transformers import get_scheduler
 
 from tokprune_rt.files import atomic_file
 from tokprune_rt.train.data import Encoded, collate, training_batches
-from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass
-from tokprune_rt.train.tasks import Task
+from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass, logits_of, rows_of
+from tokprune_rt.train.tasks import Floats, Task
 
 Say = Callable[[str], None]
 
@@ -175,23 +175,22 @@ class Training:
         logits, kept = self.predict(chooser, chosen)
         tokens = sum(len(item) for item in chosen.tokens)
         shares = [float(count) / tokens for count in kept.sum(dim=0)]
-        return self.task.score(logits, chosen.targets), shares
+        return self.task.score(logits, chosen), shares
 
-    def predict(
-        self, chooser: Chooser | None, data: Encoded
-    ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], Tensor]:
-        """Logits float32 [n, outputs] in the order given, and int64 [n, layers], the tokens that
-        each layer left."""
+    def predict(self, chooser: Chooser | None, data: Encoded) -> tuple[list[Floats], Tensor]:
+        """Logits of every sequence as the runtime gives them, float32 [outputs] or [tokens,
+        outputs], in the order given, and int64 [n, layers], the tokens that each layer left."""
         model = self.encoder.model
         model.eval()
         order = np.argsort([len(item) for item in data.tokens], kind="stable")
-        logits = np.zeros((len(data), self.task.outputs), np.float32)
+        logits: list[Floats] = [np.zeros(0, np.float32)] * len(data)
         kept = torch.zeros(len(data), len(self.encoder.layers), dtype=torch.int64)
         with torch.inference_mode(), self.encoder.choosing(chooser):
             for start in range(0, len(order), 2 * self.settings.batch_size):
                 places = order[start : start + 2 * self.settings.batch_size]
                 output, run = self.encoder.run(self.inputs(data, places))
-                logits[places] = output.logits.float().cpu().numpy()
+                for place, rows in zip(places, rows_of(output, run.lengths), strict=True):
+                    logits[place] = rows.float().cpu().numpy()
                 counts = torch.stack([alive.sum(dim=1) for alive in run.kept], dim=1)
                 kept[torch.from_numpy(places)] = counts.cpu()
         return logits, kept
@@ -226,10 +225,12 @@ class Training:
         done = state.taken / total
         with self.encoder.choosing(stage.chooser()):
             output, run = self.encoder.run(self.inputs(self.train, places))
+            logits = logits_of(output, run.real)
+            targets = self.task.aligned(targets, run.real)
             if stage.loss is None:
-                loss = self.task.loss(output.logits, targets)
+                loss = self.task.loss(logits, targets)
             else:
-                loss = stage.loss(output.logits, targets, run, done)
+                loss = stage.loss(logits, targets, run, done)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"{stage.name}: the loss became {float(loss.detach())} at step {state.taken}; try "

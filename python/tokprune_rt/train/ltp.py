@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from tokprune_rt.policy import Policy, parse_policy
 from tokprune_rt.train.budget import Widths
-from tokprune_rt.train.hard import protected_tokens
+from tokprune_rt.train.leaving import FROM_FIRST, Leaving
 from tokprune_rt.train.masked import Pass
-from tokprune_rt.train.method import Method, leave_softly, note_left, straight_through
+from tokprune_rt.train.method import Method, SoftChooser, straight_through
 from tokprune_rt.train.scores import column_sums, normalise
 
 # Of the mean score, where thresholds begin in the last layer and how sharp the soft decision is.
@@ -38,6 +38,7 @@ class LtpThresholds(Method):
         s_pad: divide column sums by this constant, as the published code divides by the length it
             pads to. None: by their mean over unprotected tokens, which leaves attention sinks out.
         temperature: of the soft decision.
+        leaving: how tokens leave.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class LtpThresholds(Method):
         final: float = FIRST_THETA,
         s_pad: float | None = None,
         temperature: float = TEMPERATURE,
+        leaving: Leaving = FROM_FIRST,
     ) -> None:
-        super().__init__("ltp", widths, protect)
+        super().__init__("ltp", widths, protect, leaving)
         if s_pad is not None and not s_pad > 0:
             raise ValueError(f"s_pad: found {s_pad}; allowed: above 0")
         self.s_pad, self.temperature = s_pad, temperature
@@ -90,29 +92,22 @@ class LtpThresholds(Method):
         return parse_policy(self.document(scores={"received": score}, steps=steps, **extra))
 
 
-class SoftLtp:
+class SoftLtp(SoftChooser):
     """The chooser of the first stage."""
 
     def __init__(self, thresholds: LtpThresholds) -> None:
+        super().__init__(thresholds)
         self._thresholds = thresholds
-
-    def before_layer(self, run: Pass, layer: int, hidden: Tensor) -> None:
-        pass
 
     def after_softmax(
         self, run: Pass, layer: int, probs: Tensor, values: Tensor, hidden: Tensor
     ) -> None:
-        method = self._thresholds
         if layer == 0:
-            run.notes["protected"] = protected_tokens(method.rule(), run)
             return
-        protected = run.notes["protected"]
-        scores = method.scores(run, probs, protected)
+        thresholds, protected = self._thresholds, run.notes["protected"]
+        scores = thresholds.scores(run, probs, protected)
         run.scores.append(scores)
-        distance = scores - method.theta[layer - 1]
-        stays = straight_through(distance >= 0, torch.sigmoid(distance / method.temperature))
-        leave_softly(run, stays, run.alive & ~protected)
-
-    def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
-        note_left(run)
-        return hidden
+        distance = scores - thresholds.theta[layer - 1]
+        stays = straight_through(distance >= 0, torch.sigmoid(distance / thresholds.temperature))
+        self.leave(run, stays, run.alive & ~protected)
+        self.show(run, hidden)

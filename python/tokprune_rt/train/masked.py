@@ -213,6 +213,30 @@ class MaskedEncoder:
         return forward
 
 
+def logits_of(output: Any, real: Tensor) -> Tensor:
+    """What a loss reads of a model's output: logits [B, outputs]; of a token classification [T,
+    classes], the tokens of all sequences without padding (``real`` [B, S] is False there); of
+    question answering [B, S, 2], start and end, with padding far below everything."""
+    if "start_logits" in output:
+        logits = torch.stack([output.start_logits, output.end_logits], dim=-1)
+        # Not minus infinity, whose products with 0 are no numbers.
+        return logits.float().masked_fill(~real[..., None], -1e4)
+    found: Tensor = output.logits
+    return found[real] if found.ndim == 3 else found
+
+
+def rows_of(output: Any, lengths: Tensor) -> list[Tensor]:
+    """A model's output by sequence, as the runtime gives it: logits [outputs] or [tokens,
+    outputs]."""
+    if "start_logits" in output:
+        found = torch.stack([output.start_logits, output.end_logits], dim=-1)
+    else:
+        found = output.logits
+    if found.ndim == 2:
+        return list(found)
+    return [row[:length] for row, length in zip(found, lengths.tolist(), strict=True)]
+
+
 def masked_softmax(logits: Tensor, alive: Tensor, weight: Tensor | None) -> Tensor:
     """Softmax of [B, H, S, S] over the keys ``alive`` [B, S]; exactly 0 for the others.
 

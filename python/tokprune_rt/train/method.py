@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tokprune_rt.policy import Policy
 from tokprune_rt.train.budget import Widths
+from tokprune_rt.train.hard import protected_tokens
+from tokprune_rt.train.leaving import FROM_FIRST, Leaving, Shown
 from tokprune_rt.train.masked import Chooser, Pass
 
 
@@ -21,13 +23,21 @@ class Method(nn.Module, ABC):
         name: of the method, in policies and messages.
         widths: of the model.
         protect: ids of tokens that never leave, beside the first.
+        leaving: how tokens leave, which depends on the model's head.
     """
 
-    def __init__(self, name: str, widths: Widths, protect: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        widths: Widths,
+        protect: Sequence[int] = (),
+        leaving: Leaving = FROM_FIRST,
+    ) -> None:
         super().__init__()
         if widths.layers < 2:
             raise ValueError(f"{name} needs 2 layers or more, the model has {widths.layers}")
         self.name, self.widths, self.protect = name, widths, tuple(protect)
+        self.leaving = leaving
 
     @abstractmethod
     def chooser(self) -> Chooser:
@@ -51,11 +61,11 @@ class Method(nn.Module, ABC):
 
     def rule(self) -> dict[str, Any]:
         """Who never leaves, in the terms of a compiled plan."""
-        return {"first": True, "last": False, "token_ids": list(self.protect), "segment": -1}
+        return self.leaving.rule(self.protect)
 
     def document(self, **fields: Any) -> dict[str, Any]:
         """The parts that the policies of all methods share, and ``fields``."""
-        return {
+        document = {
             "format": "token-policy",
             "version": 1,
             "name": self.name,
@@ -64,6 +74,7 @@ class Method(nn.Module, ABC):
             "limits": {"min_tokens": 2},
             **fields,
         }
+        return self.leaving.document(document)
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
@@ -72,20 +83,41 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return soft + (hard.to(soft.dtype) - soft).detach()
 
 
-def leave_softly(run: Pass, stays: Tensor, candidates: Tensor) -> None:
-    """Let those of ``candidates`` (bool [B, S]) leave for whom ``stays`` [B, S] is 0."""
-    if run.weight is None:
-        run.weight = run.alive.to(stays.dtype)
-    # Those that are out already have weight 0; a factor of 1 lets their gradient through.
-    run.weight = run.weight * torch.where(candidates, stays, 1.0)
-    run.alive = run.alive & (run.weight.detach() > 0.5)
+class SoftChooser:
+    """Takes the decisions of one training step as the runtime takes them, for one method.
 
-
-def note_left(run: Pass, stays: Tensor | None = None) -> None:
-    """After each layer: remember how many tokens it left, [B], with the decisions' gradients.
-
-    ``stays`` [B, S] for methods whose tokens fade instead of leaving.
+    A head per token sees the last state of a token that left, as in a policy that restores.
     """
-    if stays is None:
-        stays = run.weight if run.weight is not None else run.alive.to(torch.float32)
-    run.notes.setdefault("left", []).append(stays.sum(dim=1))
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+
+    def before_layer(self, run: Pass, layer: int, hidden: Tensor) -> None:
+        if layer == 0:
+            run.notes["protected"] = protected_tokens(self._method.rule(), run)
+
+    def after_softmax(
+        self, run: Pass, layer: int, probs: Tensor, values: Tensor, hidden: Tensor
+    ) -> None:
+        pass
+
+    def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
+        weight = run.weight if run.weight is not None else run.alive.to(torch.float32)
+        run.notes.setdefault("left", []).append(weight.sum(dim=1))
+        if layer == self._method.widths.layers - 1 and "shown" in run.notes:
+            hidden = run.notes["shown"].rows(hidden)
+        return hidden
+
+    def leave(self, run: Pass, stays: Tensor, candidates: Tensor) -> None:
+        """Let those of ``candidates`` (bool [B, S]) leave for whom ``stays`` [B, S] is 0."""
+        if run.weight is None:
+            run.weight = run.alive.to(stays.dtype)
+        # Those that are out already have weight 0; a factor of 1 lets their gradient through.
+        run.weight = run.weight * torch.where(candidates, stays, 1.0)
+        run.alive = run.alive & (run.weight.detach() > 0.5)
+
+    def show(self, run: Pass, state: Tensor) -> None:
+        """A head per token is to see ``state`` [B, S, d] of those that have just left."""
+        if self._method.leaving.restores and run.weight is not None:
+            shown = run.notes.setdefault("shown", Shown(run.real.to(run.weight.dtype)))
+            shown.stays(run.weight, state)

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from tokprune_rt.policy import Policy, parse_policy
 from tokprune_rt.train.budget import Widths
-from tokprune_rt.train.hard import protected_tokens
 from tokprune_rt.train.masked import Pass
-from tokprune_rt.train.method import Method, note_left
+from tokprune_rt.train.method import Method, SoftChooser
 from tokprune_rt.train.scores import column_sums
 from tokprune_rt.train.select import ranks
 
@@ -63,32 +62,32 @@ class PowerRetention(Method):
         return parse_policy(self.document(scores=score, steps=[step], **extra))
 
 
-class FadingByRank:
+class FadingByRank(SoftChooser):
     """The chooser of the extraction: nobody leaves, rows fade."""
 
     def __init__(self, method: PowerRetention) -> None:
-        self._method = method
+        super().__init__(method)
+        self._retention = method.retention
 
     def before_layer(self, run: Pass, layer: int, hidden: Tensor) -> None:
-        pass
+        super().before_layer(run, layer, hidden)
+        if layer == 0:
+            run.notes["stays"] = run.real.to(torch.float32)
 
     def after_softmax(
         self, run: Pass, layer: int, probs: Tensor, values: Tensor, hidden: Tensor
     ) -> None:
-        if layer == 0:
-            run.notes["protected"] = protected_tokens(self._method.rule(), run)
-            run.notes["stays"] = run.real.to(torch.float32)
-        if layer == len(self._method.retention):
+        if layer == len(self._retention):
             return
         candidates = run.real & ~run.notes["protected"]
         rank = ranks(column_sums(probs, run.alive, diagonal=False), candidates)
-        retention = self._method.retention[layer]
+        retention = self._retention[layer]
         factor = torch.where(candidates, retention[rank.clamp(max=len(retention) - 1)], 1.0)
         run.notes["factor"] = factor
         run.notes["stays"] = run.notes["stays"] * factor
 
     def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
-        note_left(run, run.notes["stays"])
-        if layer == len(self._method.retention):
+        run.notes.setdefault("left", []).append(run.notes["stays"].sum(dim=1))
+        if layer == len(self._retention):
             return hidden
         return hidden * run.notes["factor"][..., None].to(hidden.dtype)

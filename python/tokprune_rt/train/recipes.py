@@ -18,11 +18,12 @@ from tokprune_rt.files import check_new_folder
 from tokprune_rt.loader import describe_model, resolve
 from tokprune_rt.policy import Policy
 from tokprune_rt.train.budget import Budget, Widths, factor_for
-from tokprune_rt.train.data import Examples, tokenizer_of
+from tokprune_rt.train.data import Data, tokenizer_of
 from tokprune_rt.train.folders import (
     encoded,
     finetuned_model,
     new_model,
+    new_task,
     separators,
     task_of_model,
     write_model,
@@ -30,12 +31,13 @@ from tokprune_rt.train.folders import (
 from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.latency import macs_for_speedup
+from tokprune_rt.train.leaving import Leaving, leaving_of
 from tokprune_rt.train.loop import Say, Settings, Stage, Training
 from tokprune_rt.train.ltp import LtpThresholds
 from tokprune_rt.train.masked import MaskedEncoder, Pass
 from tokprune_rt.train.method import Method
 from tokprune_rt.train.power import PowerRetention
-from tokprune_rt.train.tasks import Task, task_of
+from tokprune_rt.train.tasks import Task
 from tokprune_rt.train.teacher import Teacher
 from tokprune_rt.train.top import TopMasks, ranking_loss
 
@@ -47,9 +49,10 @@ class Run:
     Attributes:
         source: the model to start from, as `load` takes it.
         out: the folder to write; until it is complete, checkpoints lie in a hidden one beside it.
-        train, dev: the examples.
+        train, dev: the examples; what they are says what is learned.
         regression: the labels are numbers.
-        metric: a name of `tasks.METRICS`; None: accuracy or spearman.
+        metric: one of the task's; None: accuracy, spearman, entity-f1 (accuracy if the tags are no
+            entities), or of answers f1.
         max_length: tokens to which texts are cut; None: the model's limit.
         settings: of the training loop.
         say: receives lines of progress.
@@ -57,8 +60,8 @@ class Run:
 
     source: str
     out: Path
-    train: Examples
-    dev: Examples
+    train: Data
+    dev: Data
     regression: bool = False
     metric: str | None = None
     max_length: int | None = None
@@ -77,9 +80,9 @@ class Result:
 
 
 def finetune(run: Run, *, epochs: int = 3, rate: float = 5e-5) -> Result:
-    """Train a dense sequence classification or regression."""
+    """Train a dense classification or regression of texts, a tagging, or question answering."""
     source = resolve(run.source)
-    task = task_of(run.train.labels, run.regression, run.metric)
+    task = new_task(run.train, run.regression, run.metric)
     torch.manual_seed(run.settings.seed)  # of the head
     model = new_model(source, task)
     recipe = {"method": "finetune", "epochs": epochs, "rate": rate}
@@ -139,11 +142,17 @@ def train_ltp(
         ValueError: the source has no head for the task, or its labels are others.
     """
 
-    def make(widths: Widths, protect: list[int]) -> LtpThresholds:
-        return LtpThresholds(widths, protect, s_pad=s_pad, temperature=temperature)
+    def make(parts: Parts) -> LtpThresholds:
+        return LtpThresholds(
+            parts.widths,
+            parts.protect,
+            s_pad=s_pad,
+            temperature=temperature,
+            leaving=parts.leaving,
+        )
 
     recipe = {"temperature": temperature, "s_pad": s_pad}
-    return _learn(run, make, target, speedup, schedule, recipe)
+    return _learn("ltp", run, make, target, speedup, schedule, recipe)
 
 
 def train_top(
@@ -166,11 +175,11 @@ def train_top(
         ValueError: the source has no head for the task, or its labels are others.
     """
 
-    def make(widths: Widths, protect: list[int]) -> TopMasks:
-        return TopMasks(widths, bins, protect)
+    def make(parts: Parts) -> TopMasks:
+        return TopMasks(parts.widths, bins, parts.protect, parts.leaving)
 
     recipe = {"bins": bins, "ranking": ranking}
-    return _learn(run, make, target, speedup, schedule, recipe, ranking)
+    return _learn("top", run, make, target, speedup, schedule, recipe, ranking)
 
 
 def train_gate(
@@ -191,10 +200,10 @@ def train_gate(
         ValueError: the source has no head for the task, or its labels are others; unknown shape.
     """
 
-    def make(widths: Widths, protect: list[int]) -> Gates:
-        return Gates(widths, shape, protect)
+    def make(parts: Parts) -> Gates:
+        return Gates(parts.widths, shape, parts.protect, parts.leaving)
 
-    return _learn(run, make, target, speedup, schedule, {"shape": shape})
+    return _learn("gate", run, make, target, speedup, schedule, {"shape": shape})
 
 
 def train_power_bert(
@@ -212,22 +221,36 @@ def train_power_bert(
     Raises:
         ValueError: the source has no head for the task, or its labels are others.
     """
-    tokens = tokenizer_of(resolve(run.source), run.max_length).tokenize(run.train.texts)
-    longest = max(len(item) for item in tokens)
 
-    def make(widths: Widths, protect: list[int]) -> PowerRetention:
-        return PowerRetention(widths, longest, protect)
+    def make(parts: Parts) -> PowerRetention:
+        if parts.leaving.restores:
+            raise ValueError(
+                "PoWER-BERT's extraction needs a head that reads the first token; this model's "
+                "reads every token"
+            )
+        return PowerRetention(parts.widths, parts.longest, parts.protect)
 
-    return _learn(run, make, target, speedup, schedule, {})
+    return _learn("power-bert", run, make, target, speedup, schedule, {})
 
 
 # Rate of the budget's multipliers, and examples whose work decides the final thresholds.
 _BUDGET_RATE, _SAMPLE = 0.05, 512
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What methods are made of: see `Method`; ``longest``: tokens of the longest example."""
+
+    widths: Widths
+    protect: list[int]
+    leaving: Leaving
+    longest: int
+
+
 def _learn(
+    name: str,
     run: Run,
-    make: Callable[[Widths, list[int]], Method],
+    make: Callable[[Parts], Method],
     target: float,
     speedup: float | None,
     schedule: Schedule,
@@ -239,13 +262,15 @@ def _learn(
     model, teacher = finetuned_model(source), finetuned_model(source)
     task = task_of_model(model, run.regression, run.metric)
     if speedup is not None:
-        target = _measured_target(run, source, speedup)
+        target = _measured_target(run, source, task, speedup)
     config, _ = describe_model(source)
-    torch.manual_seed(run.settings.seed)  # of the method's parameters
-    method = make(Widths(config.layers, config.hidden, config.intermediate), separators(source))
     budget = Budget(target)
-    facts = {"method": method.name, "target": target, **asdict(schedule), **recipe}
+    widths = Widths(config.layers, config.hidden, config.intermediate)
+    facts = {"method": name, "target": target, **asdict(schedule), **recipe}
     training = _training(run, source, model, task, facts)
+    torch.manual_seed(run.settings.seed)  # of the method's parameters
+    longest = max(len(item) for item in training.train.tokens)
+    method = make(Parts(widths, separators(source), leaving_of(task.kind), longest))
     device = run.settings.device
     for module in (method, budget, teacher):
         nn.Module.to(module, device)
@@ -325,6 +350,9 @@ def _training(
     check_new_folder(run.out)
     train = encoded(source, run.train, task, run.max_length, "training examples")
     dev = encoded(source, run.dev, task, run.max_length, "dev examples")
+    for note in (train.note, dev.note):
+        if note is not None:
+            run.say(note)
     content = hashlib.sha256(repr((run.train, run.dev)).encode()).hexdigest()
     facts = {
         **recipe,
@@ -343,12 +371,12 @@ def checkpoints_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.training")
 
 
-def _measured_target(run: Run, source: Path, speedup: float) -> float:
+def _measured_target(run: Run, source: Path, task: Task, speedup: float) -> float:
     """The multiply-adds of a speed-up: measured once in a run, since times vary."""
     path = checkpoints_of(run.out) / "target.json"
     if path.exists():
         return float(json.loads(path.read_text(encoding="utf-8")))
-    tokens = tokenizer_of(source, run.max_length).tokenize(run.dev.texts)
+    tokens = task.encode(run.dev, tokenizer_of(source, run.max_length)).tokens
     target = round(macs_for_speedup(source, tokens, speedup), 4)
     run.say(f"{speedup:g} times as fast: {target:.1%} of the multiply-adds")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,12 @@
-"""What is learned: classes or a number, how it is scored, and the loss."""
+"""What is learned, how it is scored, and the loss: classes or a number for a text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +15,11 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 from torch.nn import functional
 
+from tokprune_rt.tokenizer import Tokenizer
+from tokprune_rt.train.data import Data, Encoded, Examples, Questions, Sentences
+
+Form = TypeVar("Form", Examples, Sentences, Questions)
+Floats = NDArray[np.float32]
 Array = NDArray[np.float64]
 
 
@@ -52,16 +59,75 @@ _OF_NUMBERS = ("spearman", "pearson")
 
 
 @dataclass(frozen=True)
-class Task:
-    """A sequence classification or, without labels, a regression.
+class Task(ABC):
+    """What a model learns.
 
     Attributes:
-        labels: the classes in the order of the head's outputs; empty for a regression.
-        metric: a name of `METRICS`; scores are given in points, 100 times its value.
+        labels: the classes in the order of the head's outputs; empty without classes.
+        metric: how answers are scored, in points: 100 times the metric's value.
     """
 
     labels: tuple[str, ...]
     metric: str
+
+    kind: ClassVar[str]
+    """The runtime's name of the task."""
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether targets are numbers, which teach better than another model's answers."""
+        return False
+
+    @abstractmethod
+    def encode(self, data: Data, tokenizer: Tokenizer) -> Encoded:
+        """Tokenise as the runtime's task of this name does.
+
+        Raises ValueError for data of another task, and for a label that is not known.
+        """
+
+    def aligned(self, targets: Tensor, real: Tensor) -> Tensor:
+        """The targets of a batch as `loss` takes them; ``real`` [B, S] is False at padding."""
+        return targets
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over a batch; ``logits`` as `masked.logits_of` gives them."""
+
+    @abstractmethod
+    def distance(self, logits: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+        """How far from a teacher's logits: KL at a temperature, or the squared error."""
+
+    @abstractmethod
+    def score(self, logits: Sequence[Floats], data: Encoded) -> float:
+        """The metric, in points; ``logits``, one array a sequence, as the runtime gives them."""
+
+    def _expected(self, data: Data, form: type[Form]) -> Form:
+        """``data``, if it is of this form; ValueError says what it is."""
+        if not isinstance(data, form):
+            raise ValueError(f"a {self.kind} model cannot learn from {_FORMS[type(data)]}")
+        return data
+
+
+_FORMS = {
+    Examples: "texts with one label each",
+    Sentences: "sentences with tagged words",
+    Questions: "questions with answers",
+}
+
+
+def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL from a teacher, [rows, classes], mean over rows, in the scale of temperature 1."""
+    student = functional.log_softmax(logits.float() / temperature, dim=-1)
+    target = functional.log_softmax(teacher.float() / temperature, dim=-1)
+    parts = functional.kl_div(student, target, log_target=True, reduction="batchmean")
+    return parts * temperature**2
+
+
+@dataclass(frozen=True)
+class TextTask(Task):
+    """A sequence classification or, without labels, a regression; metrics: `METRICS`."""
+
+    kind: ClassVar[str] = "sequence-classification"
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -76,61 +142,69 @@ class Task:
     def is_regression(self) -> bool:
         return not self.labels
 
-    @property
-    def outputs(self) -> int:
-        """Columns of the head."""
-        return max(1, len(self.labels))
+    def encode(self, data: Data, tokenizer: Tokenizer) -> Encoded:
+        found = self._expected(data, Examples)
+        return Encoded(tokenizer.tokenize(found.texts), self._targets(found))
 
-    def targets(self, labels: Sequence[str]) -> Tensor:
-        """Class numbers int64 [n] or values float32 [n]; ValueError names a label not known."""
+    def _targets(self, data: Examples) -> Tensor:
+        """Class numbers int64 [n] or values float32 [n]."""
         if self.is_regression:
-            try:
-                values = torch.tensor([float(label) for label in labels], dtype=torch.float32)
-            except ValueError as error:
-                raise ValueError(f"a regression needs numbers as labels: {error}") from error
-            if not torch.isfinite(values).all():
-                bad = labels[int((~torch.isfinite(values)).nonzero()[0])]
-                raise ValueError(f"a regression needs numbers as labels, found {bad!r}")
-            return values
+            values = [_number(data, index) for index in range(len(data))]
+            return torch.tensor(values, dtype=torch.float32)
         places = {label: index for index, label in enumerate(self.labels)}
-        unknown = sorted({label for label in labels if label not in places})
-        if unknown:
-            raise ValueError(
-                f"unknown labels {', '.join(map(repr, unknown[:5]))}; known: "
-                f"{', '.join(map(repr, self.labels))}"
-            )
-        return torch.tensor([places[label] for label in labels])
+        check_labels(data.labels, data.places, self.labels)
+        return torch.tensor([places[label] for label in data.labels])
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the batch: cross-entropy, or the squared error."""
         if self.is_regression:
             return functional.mse_loss(logits.squeeze(-1).float(), targets)
         return functional.cross_entropy(logits.float(), targets)
 
     def distance(self, logits: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
-        """How far from a teacher's logits: KL at a temperature, or the squared error."""
         if self.is_regression:
             return functional.mse_loss(logits.float(), teacher.float())
-        student = functional.log_softmax(logits.float() / temperature, dim=-1)
-        target = functional.log_softmax(teacher.float() / temperature, dim=-1)
-        parts = functional.kl_div(student, target, log_target=True, reduction="batchmean")
-        return parts * temperature**2
+        return divergence(logits, teacher, temperature)
 
-    def score(self, logits: NDArray[np.float32], targets: Tensor) -> float:
-        """The metric, in points."""
-        found = logits[:, 0] if self.is_regression else logits.argmax(axis=1)
+    def score(self, logits: Sequence[Floats], data: Encoded) -> float:
+        rows = np.stack(list(logits))
+        found = rows[:, 0] if self.is_regression else rows.argmax(axis=1)
         return 100 * METRICS[self.metric](
-            np.asarray(found, np.float64), targets.numpy().astype(np.float64)
+            np.asarray(found, np.float64), data.targets.numpy().astype(np.float64)
         )
 
 
-def task_of(labels: Sequence[str], regression: bool, metric: str | None) -> Task:
+def _number(data: Examples, index: int) -> float:
+    label = data.labels[index]
+    try:
+        value = float(label)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        where = f" ({data.places[index]})" if data.places else ""
+        raise ValueError(f"a regression needs numbers as labels, found {label!r}{where}")
+    return value
+
+
+def check_labels(found: Iterable[str], places: Sequence[str], known: Sequence[str]) -> None:
+    """ValueError for labels that are not known, with the first place of each; ``places`` has one
+    for each label found, or none at all."""
+    unknown: dict[str, str] = {}
+    allowed = set(known)
+    for index, label in enumerate(found):
+        if label not in allowed and label not in unknown:
+            unknown[label] = f" ({places[index]})" if places else ""
+    if unknown:
+        listed = ", ".join(f"{label!r}{where}" for label, where in sorted(unknown.items())[:5])
+        raise ValueError(f"unknown labels {listed}; known: {', '.join(map(repr, known))}")
+
+
+def text_task(labels: Sequence[str], regression: bool, metric: str | None) -> TextTask:
     """The task of a training set; classes in alphabetical order, numbers by value."""
     if regression:
-        return Task((), metric or "spearman")
+        return TextTask((), metric or "spearman")
     names = set(labels)
     numeric = all(name.lstrip("-").isdigit() for name in names)
     ordered = sorted(names, key=int) if numeric else sorted(names)
     if len(ordered) < 2:
         raise ValueError(f"a classification needs 2 labels or more, found {ordered}")
-    return Task(tuple(ordered), metric or "accuracy")
+    return TextTask(tuple(ordered), metric or "accuracy")

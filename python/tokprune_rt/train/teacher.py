@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokprune_rt.train.masked import MaskedEncoder, Pass
+from tokprune_rt.train.masked import MaskedEncoder, Pass, logits_of
 from tokprune_rt.train.scores import column_sums
 
 
@@ -22,16 +22,15 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, run: Pass) -> Tensor:
-        """Logits [B, outputs] of a student's inputs."""
+        """Logits of a student's inputs, as `logits_of` gives them."""
         return self.look(run)[0]
 
     @torch.no_grad()
     def look(self, run: Pass) -> tuple[Tensor, Tensor]:
-        """Logits [B, outputs] of a student's inputs, and what each token receives in the last
-        layer's attention, [B, S]."""
+        """The same, and what each token receives in the last layer's attention, [B, S]."""
         with self._encoder.choosing(_Watching()):
             output, passed = self._encoder.run(run.inputs)
-        return output.logits, passed.scores[0]
+        return logits_of(output, passed.real), passed.scores[0]
 
 
 class _Watching:

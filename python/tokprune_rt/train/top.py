@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from tokprune_rt.policy import Policy, parse_policy, preset
 from tokprune_rt.train.budget import Widths
-from tokprune_rt.train.hard import protected_tokens
+from tokprune_rt.train.leaving import FROM_FIRST, Leaving
 from tokprune_rt.train.masked import Pass
-from tokprune_rt.train.method import Method, leave_softly, straight_through
+from tokprune_rt.train.method import Method, SoftChooser, straight_through
 from tokprune_rt.train.scores import column_sums
 from tokprune_rt.train.select import rank_bin, ranks
 
@@ -42,10 +42,17 @@ class TopMasks(Method):
         widths: of the model.
         bins: parts into which ranks are cut.
         protect: ids of tokens that never leave, beside the first.
+        leaving: how tokens leave: within a layer or, where a head sees them, after it.
     """
 
-    def __init__(self, widths: Widths, bins: int = 20, protect: Sequence[int] = ()) -> None:
-        super().__init__("top", widths, protect)
+    def __init__(
+        self,
+        widths: Widths,
+        bins: int = 20,
+        protect: Sequence[int] = (),
+        leaving: Leaving = FROM_FIRST,
+    ) -> None:
+        super().__init__("top", widths, protect, leaving)
         if bins < 2:
             raise ValueError(f"bins: found {bins}; allowed: 2 or more")
         self.bins = bins
@@ -80,6 +87,13 @@ class TopMasks(Method):
             left.append(pinned + free * (1 - (1 - share) * gate))
         return self.macs(run.lengths, [*left[1:], left[-1]])
 
+    def macs(self, lengths: Tensor, left: Sequence[Tensor]) -> Tensor:
+        if not self.leaving.restores:
+            return super().macs(lengths, left)
+        # What leaves after a layer has been through all of it.
+        entering = [lengths.to(torch.float32), *left[:-1]]
+        return self.widths.share_of_dense(lengths, entering, before=True)
+
     @torch.no_grad()
     def frozen(self, factor: float = 1.0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Bits [K, B] and gates [K] that a policy gets: the likely number of zeros, at the lowest
@@ -99,9 +113,10 @@ class TopMasks(Method):
             token_bits=bits,
             gate_bits=gates,
             protect_token_ids=list(self.protect),
+            task="tokens" if self.leaving.restores else "cls",
             **extra,
         )
-        return parse_policy(document)
+        return parse_policy(self.leaving.document(document))
 
 
 def _share_of_ranks(stays: Tensor, count: Tensor) -> Tensor:
@@ -121,33 +136,30 @@ def _drawn(log_alpha: Tensor) -> Tensor:
     return (soft * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
-class SoftTop:
+class SoftTop(SoftChooser):
     """The chooser of one step of the learning stage: sampled bits, gradients through them."""
 
     def __init__(self, masks: TopMasks) -> None:
-        self._masks = masks
+        super().__init__(masks)
         self._bits, self._gates = masks.sample()
-
-    def before_layer(self, run: Pass, layer: int, hidden: Tensor) -> None:
-        pass
 
     def after_softmax(
         self, run: Pass, layer: int, probs: Tensor, values: Tensor, hidden: Tensor
     ) -> None:
         scores = column_sums(probs, run.alive)
         run.scores.append(scores)
-        if layer == 0:
-            run.notes["protected"] = protected_tokens(self._masks.rule(), run)
         if layer >= len(self._gates):
             return
         candidates = run.alive & ~run.notes["protected"]
         rank = ranks(scores, candidates)
-        place = rank_bin(rank, candidates.sum(dim=1), self._masks.bins)
-        stays = 1 - self._gates[layer] * (1 - self._bits[layer][place])
-        leave_softly(run, stays, candidates)
+        bits = self._bits[layer]
+        place = rank_bin(rank, candidates.sum(dim=1), len(bits))
+        self.leave(run, 1 - self._gates[layer] * (1 - bits[place]), candidates)
 
     def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
-        return hidden
+        if layer < len(self._gates):
+            self.show(run, hidden)
+        return super().after_layer(run, layer, hidden)
 
 
 def ranking_loss(student: Tensor, teacher: Tensor, candidates: Tensor, top: int = 16) -> Tensor:
