@@ -119,4 +119,7 @@ def needed(name: str, layers: Any) -> Document:
         return {"gates": gates.perceptrons(depth, 8, 3, 1), "eta": 0.5}
     if name == "tr-bert":
         return {"gates": gates.perceptrons(1 if depth < 4 else 2, 8, 3, 2)}
+    if name == "ad-tp":
+        network, choice = gates.perceptron(8, 3, 1), gates.perceptron(8, 5, 2)
+        return {"gate": network, "predictor": choice, "ratios": [0.5, 0.25]}
     return {}

@@ -15,6 +15,7 @@ Floats = NDArray[np.float32]
 Config = dict[str, Any]
 
 LAYERS = 3
+RATIOS = (0.9, 0.6, 0.75, 0.3)
 
 BASE: Config = {
     "layers": LAYERS,
@@ -164,6 +165,12 @@ def gate(
     return {"kind": "gate", "activation": activation, "softmax": softmax, "layers": layers}
 
 
+def predictor(hidden: int, ratios: Sequence[float], seed: int = 0) -> dict[str, Any]:
+    """Fields of a predicted_ratio selection, for models of width 48 or 40."""
+    network = gates.perceptron(hidden, 70, len(ratios), seed)
+    return {"ratios": list(ratios), "activation": "relu", **network}
+
+
 def step(layer: int, site: str, action: str, kind: str, **select: Any) -> dict[str, Any]:
     """A step that reads the plan's only score."""
     chosen = {"kind": kind, "min_tokens": 1, "max_tokens": 0} | select
@@ -269,6 +276,19 @@ def plans(vocab_size: int = BASE["vocab_size"]) -> dict[str, dict[str, Any]]:
             entropy("row_entropy", heads="sum", **{"from": "previous"}),
             [step(i, "mid", "drop", "threshold_rel", t=0.9, of="mean") for i in later],
         ),
+        "predicted ratio restore post": plan(
+            score("random", seed=3),
+            [
+                step(i, "post", "restore", "predicted_ratio", **predictor(48, RATIOS, i))
+                for i in range(LAYERS)
+            ],
+            output={"kind": "tokens", "over": "kept"},
+            skip_below=5,
+        ),
+        "predicted ratio embed": plan(
+            gate(40, 2),
+            [step(0, "embed", "drop", "predicted_ratio", **predictor(40, RATIOS))],
+        ),
         "gate restore pre": plan(
             gate(48, 2),
             every_layer("pre", "restore", "gate", threshold=-0.3),
@@ -291,6 +311,7 @@ def plans(vocab_size: int = BASE["vocab_size"]) -> dict[str, dict[str, Any]]:
 def fits(shape: Config, document: dict[str, Any]) -> bool:
     """Whether a model of this shape accepts the plan."""
     networks = [item for s in document["scores"] for item in s.get("layers", {}).values()]
+    networks += [s["select"] for s in document["steps"] if "hidden.weight" in s["select"]]
     if any(item["hidden.weight"].shape[1] != shape["hidden"] for item in networks):
         return False
     needs_all = shape["head"] == "token" and document["steps"]

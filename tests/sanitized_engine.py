@@ -203,6 +203,20 @@ def run_bad_plans(core: Any) -> None:
         refused(
             lambda double=double: core.Plan(rm.plan(gate | {"layers": double}, [at])), TypeError
         )
+    choice = rm.predictor(48, rm.RATIOS)
+    column_at = rm.score("random")
+
+    def predicted(site: str = "pre", **changes: Any) -> dict[str, Any]:
+        fields = {k: v for k, v in (choice | changes).items() if v is not None}
+        return rm.step(0, site, "drop", "predicted_ratio", **fields)
+
+    core.Plan(rm.plan(column_at, [predicted()]))
+    refused(lambda: core.Plan(rm.plan(column_at, [predicted("mid")])))
+    refused(lambda: core.Plan(rm.plan(column_at, [predicted()], protect={"first": False})))
+    for ratios in ([], [0.5], [0.5] * 5):
+        refused(lambda ratios=ratios: core.Plan(rm.plan(column_at, [predicted(ratios=ratios)])))
+    for name in choice:
+        refused(lambda name=name: core.Plan(rm.plan(column_at, [predicted(**{name: None})])))
     bins = rm.step(0, "mid", "drop", "rank_bins", bits=[], bin_rule="int")
     refused(lambda: core.Plan(rm.plan(column, [bins])))
     refused(lambda: core.Plan(rm.plan(column, good["steps"][::-1])))

@@ -1,4 +1,4 @@
-"""Gates: a network on the state of a token decides. Parity, cost and clear refusals."""
+"""Gates and predicted ratios: networks on states decide. Parity with the reference, and cost."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import random_model as rm
 import torch
 from engine_calls import LEVELS, SLACK, batch, encoder
+from gate_documents import document, variants
 from kernel_memory import assert_same_bits
 from parity import LAYERS, Tolerance, check, fewer, forward, plan_of
 from reference import compare_output, run
@@ -20,12 +21,7 @@ from transformers import AutoModel
 
 import tokprune_rt
 from tokprune_rt import _core
-from tokprune_rt.cli.explain.data import explain_text
-from tokprune_rt.cli.words import policy_words
 from tokprune_rt.policy import (
-    ModelInfo,
-    PolicyError,
-    bind_policy,
     compile_plan,
     parse_policy,
     preset,
@@ -51,6 +47,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "adapler": {"gates": networks(LAYERS, 1, 32, 0.0), "eta": [0.3, 0.3, 0.4, 0.4, 0.5, 0.5]},
     "adapler package": {"gates": networks(2, 1, 32, 0.0), "eta": 0.6, "action": "package"},
     "tr-bert": {"gates": networks(2, 1, 48, 0.2), "activation": "gelu_new"},
+    "ad-tp": {
+        "gate": gates.perceptron(WIDTH, 24, 1),
+        "predictor": gates.perceptron(WIDTH, 60, 3, 2),
+        "ratios": [0.4, 0.6, 0.8],
+    },
     "tr-bert pair": {"gates": networks(2, 2, 48, 0.2), "activation": "relu", "action": "restore"},
 }
 
@@ -61,70 +62,6 @@ def test_presets(minilm: Any, torch_model: Any, token_ids: list[list[int]], name
     some = fewer(token_ids, 10)
     share = check(minilm.engine.encoder, torch_model, some, plan, LOGITS)
     assert 0.02 < share < 0.9
-
-
-def document(
-    width: int,
-    site: str,
-    layers: list[int],
-    select: dict[str, Any],
-    action: str = "drop",
-    **score: Any,
-) -> dict[str, Any]:
-    """A policy for three layers with one gate, ``outputs`` wide."""
-    outputs = score.pop("outputs", 1)
-    found = {i: gates.perceptron(width, 19, outputs, i) for i in layers}
-    return {
-        "format": "token-policy",
-        "version": 1,
-        "layers": 3,
-        "protect": {"first": True},
-        "scores": {"g": {"kind": "gate", "tensor": "gate", **score}},
-        "steps": [
-            {
-                "layers": layers,
-                "site": site,
-                "score": "g",
-                "select": select,
-                "action": {"kind": action},
-            }
-        ],
-        "tensors": gates.tensors("gate", found),
-    }
-
-
-RATIO = {"kind": "ratio", "ratio": 0.7}
-HALF = {"kind": "gate", "t": 0.4}
-SHARE = {"kind": "threshold_n", "eta": 0.5}
-
-
-def variants(width: int) -> dict[str, dict[str, Any]]:
-    return {
-        "embed": document(width, "embed", [0], RATIO),
-        "pre": document(width, "pre", [0, 2], HALF, outputs=2, activation="silu"),
-        "pre restore": document(width, "pre", [1, 2], HALF, "restore", activation="tanh"),
-        "post": document(width, "post", [0, 1], RATIO, activation="linear"),
-        "post package": document(width, "post", [0, 1], RATIO, "package", activation="sigmoid"),
-        "softmax": document(
-            width, "pre", [0, 1, 2], {"kind": "threshold_n", "eta": 0.5}, softmax=True
-        ),
-        "two at a boundary": two_steps(width),
-    }
-
-
-def two_steps(width: int) -> dict[str, Any]:
-    """After layer 0 a drop by attention, then a gate on the states that are left."""
-    result = document(width, "pre", [1, 2], RATIO, "restore")
-    first = {
-        "layers": [0, 1],
-        "site": "post",
-        "score": "a",
-        "select": {"kind": "ratio", "ratio": 0.8},
-        "action": {"kind": "drop"},
-    }
-    result["scores"]["a"] = {"kind": "attn_col"}
-    result["steps"].insert(0, first)
-    return result
 
 
 def ids_of(vocabulary: int, count: int = 12) -> list[list[int]]:
@@ -162,6 +99,39 @@ def test_macs_count_the_rows_that_a_gate_reads(level: str) -> None:
         out = rm.forward(engine, sequences, plan=_core.Plan(rm.plan(gate, steps, skip_below=skip)))
         assert out["macs"] - dense["macs"] == 2 * rows * (48 * 21 + 21 * 2)
         assert_same_bits(out["hidden"], dense["hidden"])
+
+
+def test_macs_of_a_predictor() -> None:
+    """One row for each sequence that the step may prune."""
+    sequences = batch("first", [40, 7, 33], seed=2)
+    engine = encoder("first", LEVELS[-1])
+    dense = rm.forward(engine, sequences)
+    choice = rm.predictor(48, (1.0, 0.5))
+    choice["output.bias"][:] = [1e6, 0]  # all stay
+    step = rm.step(1, "pre", "drop", "predicted_ratio", **choice)
+    out = rm.forward(engine, sequences, plan=_core.Plan(rm.plan(rm.score("random"), [step])))
+    assert out["macs"] - dense["macs"] == 3 * (48 * 70 + 70 * 2)
+    assert_same_bits(out["hidden"], dense["hidden"])
+
+
+def test_a_predictor_chooses_the_ratio() -> None:
+    """Each ratio in turn, the first of equal outputs, rounded up with protected tokens counted."""
+    sequences = batch("first", [40, 7, 33, 1], seed=2)
+    engine = encoder("first", LEVELS[-1])
+    for biases, share in (
+        ([1e6, 0, 0], 0.9),
+        ([0, 1e6, 0], 0.11),
+        ([0, 0, 1e6], 0.5),
+        ([0, 1e6, 1e6], 0.11),
+    ):
+        choice = rm.predictor(48, (0.9, 0.11, 0.5))
+        choice["output.weight"][:] = 0
+        choice["output.bias"][:] = biases
+        step = rm.step(1, "post", "drop", "predicted_ratio", **choice)
+        plan = _core.Plan(rm.plan(rm.score("random"), [step], protect={"last": True}))
+        kept = rm.forward(engine, sequences, plan=plan)["kept"][1].tolist()
+        wanted = [max(int(np.ceil(share * len(item) - 1e-9)), 2) for item in sequences[:3]]
+        assert kept == [*wanted, 1]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -212,140 +182,3 @@ def test_profiles_and_off(tiny: Callable[..., Path]) -> None:
         tokprune_rt.load(tokprune_rt.export(folder, folder.parent / "gated", policy=policy)).policy
         == model.policy
     )
-
-
-# Presets
-
-
-def made(name: str, count: int, outputs: int, **parameters: Any) -> Any:
-    document = preset(name, layers=6, gates=gates.perceptrons(count, 8, 4, outputs), **parameters)
-    policy = parse_policy(document)
-    plan = compile_plan(policy)
-    assert plan is not None
-    steps = plan["steps"]
-    assert {step["site"] for step in steps} == {"pre"}
-    assert set(plan["scores"][0]["layers"]) == {step["layer"] for step in steps}
-    return [step["layer"] for step in steps], steps, plan["scores"][0], policy
-
-
-def test_transkimmer() -> None:
-    layers, steps, score, policy = made("transkimmer", 5, 2)
-    assert layers == [1, 2, 3, 4, 5] and not score["softmax"]
-    assert {step["action"] for step in steps} == {"restore"}
-    assert [step["select"]["threshold"] for step in steps] == [0.0] * 5
-    first = gates.perceptron(8, 4, 2, seed=0)
-    assert_same_bits(policy.tensors["gate.1.hidden.weight"], first["hidden.weight"])
-    assert made("transkimmer", 6, 2)[0] == [0, 1, 2, 3, 4, 5]
-    assert made("transkimmer", 2, 2, locations=[1, 4], action="drop")[0] == [1, 4]
-
-
-def test_adapler() -> None:
-    layers, steps, score, _ = made("adapler", 6, 1, eta=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    assert layers == [0, 1, 2, 3, 4, 5] and score["softmax"]
-    assert [step["select"]["eta"] for step in steps] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    assert {step["select"]["kind"] for step in steps} == {"threshold_n"}
-    assert {step["action"] for step in steps} == {"drop"}
-
-
-def test_tr_bert() -> None:
-    layers, steps, score, _ = made("tr-bert", 2, 1, activation="tanh")
-    assert layers == [1, 3] and score["activation"] == "tanh"
-    assert [step["select"]["threshold"] for step in steps] == [0.0, 0.0]
-
-
-def test_wrong_preset_parameters() -> None:
-    two = gates.perceptrons(2, 8, 4, 2)
-    for name in ("transkimmer", "adapler", "tr-bert"):
-        with pytest.raises(TypeError, match=f'preset "{name}" needs gates='):
-            preset(name, layers=6)
-        with pytest.raises(ValueError, match="2 gates for 3 locations"):
-            preset(name, layers=6, gates=two, locations=[1, 2, 3], **NEEDS.get(name, {}))
-    with pytest.raises(TypeError, match="needs eta="):
-        preset("adapler", layers=6, gates=gates.perceptrons(2, 8, 4, 1))
-    with pytest.raises(ValueError, match=r"gates\[0\]: found output.weight \[2, 4\]"):
-        preset("adapler", layers=6, gates=two, eta=0.5)
-    with pytest.raises(ValueError, match=r"gates\[1\]: found the tensors \['output.bias'\]"):
-        broken = [two[0], {"output.bias": two[1]["output.bias"]}]
-        preset("transkimmer", layers=6, gates=broken)
-
-
-NEEDS: dict[str, Any] = {"adapler": {"eta": 0.5}}
-
-
-def test_words_and_explain(tiny: Callable[..., Path]) -> None:
-    folder = tiny("bert")
-    policy = document(64, "pre", [1, 2], {"kind": "gate", "t": 0.25}, activation="tanh")
-    words = " ".join(policy_words(parse_policy(policy)))
-    assert "probability of at least 25%" in words and "gate on the token's state (tanh)" in words
-    explained = explain_text(tokprune_rt.load(folder, policy=policy), "fox and hare")
-    assert explained.tokens
-
-
-# Refusals
-
-
-def refused(changed: dict[str, Any], *fragments: str) -> None:
-    with pytest.raises(PolicyError) as caught:
-        policy = parse_policy(changed)
-        bind_policy(policy, ModelInfo(3, 100, 64, hidden=48))
-    for fragment in fragments:
-        assert fragment in str(caught.value)
-
-
-def changed(name: str, tensor: Any) -> dict[str, Any]:
-    policy = document(48, "pre", [1, 2], HALF)
-    if tensor is None:
-        del policy["tensors"][name]
-    else:
-        policy["tensors"][name] = np.asarray(tensor, np.float32)
-    return policy
-
-
-def test_wrong_tensors() -> None:
-    parse_policy(document(48, "pre", [1, 2], HALF))
-    at = "$.scores.g.tensor: found "
-    for part in ("hidden.weight", "hidden.bias", "output.weight", "output.bias"):
-        refused(changed(f"gate.2.{part}", None), at + f'no tensor "gate.2.{part}"', "allowed")
-        refused(changed(f"gate.1.{part}", np.zeros((2, 3, 4))), "of shape [2, 3, 4]")
-        nan = np.full_like(document(48, "pre", [1], HALF)["tensors"][f"gate.1.{part}"], np.nan)
-        refused(changed(f"gate.1.{part}", nan), "nan", "finite numbers")
-    refused(changed("gate.1.hidden.bias", np.zeros(18)), "of shape [18]", "shape [19]")
-    refused(changed("gate.1.output.weight", np.zeros((1, 18))), "shape [o, 19]")
-    refused(changed("gate.1.output.weight", np.zeros((3, 19))), "with o = 1 or 2")
-    refused(changed("gate.1.output.bias", np.zeros(2)), "of shape [2]", "shape [1]")
-    refused(changed("gate.1.hidden.weight", np.zeros((0, 48))), "none of them 0")
-    refused(changed("gate.1.hidden.weight", np.zeros((19, 40))), "[19, 40]", "[h, 48]")
-    refused(changed("gate.0.hidden.bias", np.zeros(3)), "gate.0.hidden.bias", "only tensors in use")
-    softmax = document(48, "pre", [1], {"kind": "topk", "k": 3}, outputs=2, softmax=True)
-    refused(softmax, "gate.1.output.weight", "with o = 1")
-
-
-def test_wrong_uses() -> None:
-    refused(document(48, "mid", [1], HALF), "$.steps[0].site", '"mid"', '"embed", "pre" or "post"')
-    refused(document(48, "pre", [1], HALF, softmax=True), "$.steps[0].select.kind", "softmax")
-    refused(document(48, "pre", [1], HALF, activation="softplus"), "$.scores.g.activation", "gelu")
-    for t in (0, 1, -0.5, True, "0.5", float("nan")):
-        bad = document(48, "pre", [1], {"kind": "gate", "t": t})
-        refused(bad, "$.steps[0].select.t")
-    column = two_steps(48)
-    column["steps"][0]["select"] = {"kind": "gate", "t": 0.5}
-    refused(column, "$.steps[0].select.kind", "attn_col", "kind gate")
-    both = document(48, "pre", [1], HALF)
-    both["steps"].append({**both["steps"][0], "site": "post", "layers": [1]})
-    refused(both, ".site", "one site")
-
-
-def test_the_form_of_the_plan() -> None:
-    policy = document(48, "pre", [0, 2], {"kind": "gate", "t": [0.5, 0.9]}, activation="gelu_new")
-    tensors = dict(policy["tensors"])
-    plan = compile_plan(parse_policy(policy))
-    assert plan is not None
-    (score,) = plan["scores"]
-    assert score.keys() == {"kind", "activation", "softmax", "layers"}
-    assert (score["activation"], score["softmax"]) == ("gelu_tanh", False)
-    for layer in (0, 2):
-        assert score["layers"][layer]["output.bias"] is not None
-        for part, tensor in score["layers"][layer].items():
-            assert_same_bits(tensor, tensors[f"gate.{layer}.{part}"])
-    thresholds = [step["select"]["threshold"] for step in plan["steps"]]
-    assert thresholds == [0.0, pytest.approx(np.log(9), rel=1e-15)]

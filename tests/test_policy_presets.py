@@ -341,7 +341,9 @@ def test_lat_untrained_and_errors() -> None:
 # Training-free
 
 
-@pytest.mark.parametrize(("name", "field"), [("quantile", "q"), ("top-p", "p")])
+@pytest.mark.parametrize(
+    ("name", "field"), [("quantile", "q"), ("top-p", "p"), ("entropy", "ratio")]
+)
 def test_shares_and_locations(name: str, field: str) -> None:
     assert layers_of(make(name)) == [2, 3, 4, 5]
     assert column(make(name, **{field: 0.5}), field) == [0.5] * 4

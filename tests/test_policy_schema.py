@@ -162,7 +162,7 @@ def test_reserved_scores(kind: str) -> None:
     refused(document, f'"{kind}", which is part of the format but not supported by this version')
 
 
-@pytest.mark.parametrize("kind", ["predicted_ratio", "bipartite", "energy_pairs", "pool"])
+@pytest.mark.parametrize("kind", ["bipartite", "energy_pairs", "pool"])
 def test_reserved_selectors(kind: str) -> None:
     document = put(example(), ("steps", 0, "select", "kind"), kind)
     refused(document, "$.steps[0].select.kind", "part of the format but not supported")

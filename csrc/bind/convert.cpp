@@ -148,15 +148,17 @@ Score to_score(const py::dict& dict) {
   return score;
 }
 
-Selector to_selector(const py::dict& dict) {
+// Sets the step's selector, and its predictor if it has one.
+void read_selector(const py::dict& dict, Step& step) {
   Reader in(dict, "plan selector");
-  Selector select;
+  Selector& select = step.select;
   select.kind = in.choice<SelectKind>("kind", {{"topk", SelectKind::kTopK},
                                                {"ratio", SelectKind::kRatio},
                                                {"threshold", SelectKind::kThreshold},
                                                {"gate", SelectKind::kThreshold},
                                                {"threshold_n", SelectKind::kThresholdN},
                                                {"threshold_rel", SelectKind::kThresholdRelative},
+                                               {"predicted_ratio", SelectKind::kPredictedRatio},
                                                {"quantile", SelectKind::kQuantile},
                                                {"top_p", SelectKind::kTopP},
                                                {"rank_bins", SelectKind::kRankBins}});
@@ -179,6 +181,18 @@ Selector to_selector(const py::dict& dict) {
       select.value = in.get<double>("t");
       select.of_mean = in.choice<bool>("of", {{"max", false}, {"mean", true}});
       break;
+    case SelectKind::kPredictedRatio: {
+      for (const py::handle ratio : in.get<py::sequence>("ratios")) {
+        select.ratios.push_back(ratio.cast<double>());
+      }
+      py::dict tensors;
+      for (const char* key : {"hidden.weight", "hidden.bias", "output.weight", "output.bias"}) {
+        tensors[key] = in.get<py::object>(key);
+      }
+      step.predictor = make_mlp(to_tensors(tensors, /*only_shapes=*/false),
+                                in.get<std::string>("activation"), "plan predictor");
+      break;
+    }
     case SelectKind::kQuantile: select.value = in.get<double>("q"); break;
     case SelectKind::kTopP: select.value = in.get<double>("p"); break;
     case SelectKind::kRankBins:
@@ -189,7 +203,6 @@ Selector to_selector(const py::dict& dict) {
       break;
   }
   in.finish();
-  return select;
 }
 
 Step to_step(const py::dict& dict) {
@@ -203,7 +216,7 @@ Step to_step(const py::dict& dict) {
   step.action = in.choice<Action>(
       "action",
       {{"drop", Action::kDrop}, {"restore", Action::kRestore}, {"package", Action::kPackage}});
-  step.select = to_selector(in.get<py::dict>("select"));
+  read_selector(in.get<py::dict>("select"), step);
   in.finish();
   return step;
 }

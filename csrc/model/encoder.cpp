@@ -54,9 +54,11 @@ WorkspacePlan Encoder::workspace_plan(const RaggedBatch& batch, const ForwardOpt
     plan.restores = options.plan->restores;
     for (const Step& step : options.plan->steps) {
       plan.mid_steps |= step.site == Site::kMid;
-      if (!step.gate) continue;
-      plan.mlp_hidden = std::max(plan.mlp_hidden, step.gate->hidden_columns());
-      plan.mlp_outputs = std::max(plan.mlp_outputs, step.gate->output_columns());
+      for (const Mlp* mlp : {step.gate.get(), step.predictor.get()}) {
+        if (!mlp) continue;
+        plan.mlp_hidden = std::max(plan.mlp_hidden, mlp->hidden_columns());
+        plan.mlp_outputs = std::max(plan.mlp_outputs, mlp->output_columns());
+      }
     }
   }
   return plan;
@@ -169,8 +171,22 @@ void Encoder::read_states(Pass& pass, const Step& step) const {
     for (last = first; last < pruner.sequences() && pruner.can_drop(step, last);) ++last;
     const int64_t begin = pruner.row_begin(first);
     const int64_t rows = pruner.row_begin(last) - begin;
-    run_mlp(pass, *step.gate, ws.x + begin * ws.ld_hidden, rows);
-    pruner.take_gate(step, begin, rows, ws.context.data(), step.gate->output_columns());
+    if (step.gate) {
+      run_mlp(pass, *step.gate, ws.x + begin * ws.ld_hidden, rows);
+      pruner.take_gate(step, begin, rows, ws.context.data(), step.gate->output_columns());
+    }
+    if (!step.predictor) continue;
+    // ws.y is free: ws.x has been made from it.
+    for (int64_t s = first; s < last; ++s) {
+      ws.rows[s - first] = static_cast<int32_t>(pruner.row_begin(s));
+    }
+    gather_rows(pass.context, ws.x, ws.y, ws.ld_hidden, config_.hidden, ws.rows.data(),
+                last - first);
+    run_mlp(pass, *step.predictor, ws.y, last - first);
+    for (int64_t s = first; s < last; ++s) {
+      const int64_t ld = step.predictor->output_columns();
+      pruner.take_prediction(step, s, ws.context.data() + (s - first) * ld);
+    }
   }
 }
 
@@ -212,14 +228,14 @@ void Encoder::boundary(Pass& pass, int64_t index, const Emit& emit) const {
   bool produced = false;
   const auto run = [&](std::span<const Step> steps) {
     for (const Step& step : steps) {
-      const bool reads = step.gate && pruner.can_drop({&step, 1});
+      const bool reads = (step.gate || step.predictor) && pruner.can_drop({&step, 1});
       if ((reads || step.action != Action::kDrop) && !produced) {
         emit(pass.listed ? ws.survivors.data() : nullptr, pruner.rows(), ws.x);
         produced = true;
       }
-      if (reads) read_states(pass, step);
       const int64_t before = pruner.rows();
       pruner.open_site();
+      if (reads) read_states(pass, step);
       pruner.decide(pass.context, step, 0, pruner.sequences());
       if (step.action == Action::kRestore) {
         restore_rows(pass, ws.x, 0, pruner.sequences());

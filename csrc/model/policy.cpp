@@ -47,6 +47,16 @@ void check_step(const Plan& plan, const Step& step) {
   }
   require(plan.passive_first || step.select.min_tokens >= 1,
           "a plan step may keep no token at all; min_tokens must be at least 1");
+  const bool predicts = step.select.kind == SelectKind::kPredictedRatio;
+  require(predicts == (step.predictor != nullptr), "predicted_ratio and a predictor go together");
+  if (predicts) {
+    require(step.site != Site::kMid, "predicted_ratio exists at sites embed, pre and post");
+    require(plan.protect_first, "predicted_ratio reads the first token, which may leave");
+    const auto ratios = static_cast<int64_t>(step.select.ratios.size());
+    require(ratios > 0 && step.predictor->outputs() == ratios, "the predictor of layer ",
+            step.layer, " has ", step.predictor->outputs(), " outputs; there are ", ratios,
+            " ratios");
+  }
   require(step.select.kind != SelectKind::kRankBins || !step.select.bits.empty(),
           "rank_bins needs at least one bin");
   require(!(step.action == Action::kPackage && (plan.restores || plan.passive_first)),
@@ -155,9 +165,11 @@ void Plan::check_fits(const EncoderConfig& config) const {
   require(layers == config.layers, "the policy is for ", layers, " layers; the model has ",
           config.layers);
   for (const Step& step : steps) {
-    if (!step.gate) continue;
-    require(step.gate->inputs() == config.hidden, "the gate of layer ", step.layer, " reads ",
-            step.gate->inputs(), " values; the hidden size of the model is ", config.hidden);
+    for (const Mlp* mlp : {step.gate.get(), step.predictor.get()}) {
+      require(!mlp || mlp->inputs() == config.hidden, "a gate or predictor of layer ", step.layer,
+              " reads ", mlp ? mlp->inputs() : 0, " values; the hidden size of the model is ",
+              config.hidden);
+    }
   }
   for (const Score& score : scores) {
     if (score.kind != ScoreKind::kTable) continue;

@@ -67,6 +67,7 @@ struct Step {
   int32_t score = 0;
   Selector select;
   Action action = Action::kDrop;
+  std::shared_ptr<const Mlp> predictor = {};  // chooses the ratio from the first token's state
 
   // Derived by Plan::finish().
   std::shared_ptr<const Mlp> gate = {};  // of its score, which reads the states before the step

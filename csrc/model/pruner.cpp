@@ -29,6 +29,7 @@ Pruner::Pruner(const EncoderConfig& config, int64_t max_tokens, int64_t max_sequ
   new_begin_ = AlignedArray<int32_t>(sequences + 1);
   passive_ = AlignedArray<uint8_t>(sequences);
   turned_passive_ = AlignedArray<uint8_t>(sequences);
+  choice_ = AlignedArray<int32_t>(sequences);
   alive_ = AlignedArray<RowSpan>(sequences);
   list_count_ = AlignedArray<int32_t>(sequences);
   dropped_count_ = AlignedArray<int32_t>(sequences);
@@ -152,6 +153,11 @@ void Pruner::take_gate(const Step& step, int64_t first, int64_t count, const flo
   }
 }
 
+void Pruner::take_prediction(const Step& step, int64_t s, const float* logits) {
+  const int64_t count = step.predictor->outputs();
+  choice_[s] = static_cast<int32_t>(std::max_element(logits, logits + count) - logits);
+}
+
 bool Pruner::is_protected(int64_t s, int64_t row) const {
   const int32_t position = position_[row];
   const int32_t token = token_[row];
@@ -171,6 +177,7 @@ void Pruner::open_site() {
     list_count_[s] = rows.count;
     dropped_count_[s] = 0;
     turned_passive_[s] = 0;
+    choice_[s] = 0;
   }
 }
 
@@ -244,7 +251,8 @@ void Pruner::decide_sequence(const Step& step, int64_t s, const Scratch& scratch
                  .is_protected = scratch.is_protected.data(),
                  .position = scratch.position.data(),
                  .count = count,
-                 .initial_length = batch_.length(s)},
+                 .initial_length = batch_.length(s),
+                 .choice = choice_[s]},
                 scratch.order.data(), scratch.keep.data());
   int32_t kept = 0;
   int32_t removed = 0;

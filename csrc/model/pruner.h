@@ -69,6 +69,9 @@ class Pruner {
   // Scores of rows [first, first + count) from the output of the step's gate, [count, ld].
   void take_gate(const Step& step, int64_t first, int64_t count, const float* logits, int64_t ld);
 
+  // Which ratio the step's predictor chose for sequence s, from its outputs; ties: the first.
+  void take_prediction(const Step& step, int64_t s, const float* logits);
+
   // One site: open it, decide step by step, close it. Between open and close, kept(s) lists the
   // surviving rows of a sequence and dropped(s) those the last step removed.
   void open_site();
@@ -123,6 +126,7 @@ class Pruner {
   AlignedArray<float> dropped_weight_;
   AlignedArray<int32_t> list_count_, dropped_count_;
   AlignedArray<uint8_t> turned_passive_;
+  AlignedArray<int32_t> choice_;  // of predicted_ratio
   bool package_ = false;
 
   // The map of the closed site, and space to permute the row state.

@@ -37,6 +37,10 @@ int64_t ratio_count(const Selector& selector, int64_t count, int64_t initial_len
   return round_count(selector.value * static_cast<double>(of), selector.rounding);
 }
 
+int64_t predicted_count(double ratio, int64_t count) {
+  return round_count(ratio * static_cast<double>(count), Rounding::kCeil);
+}
+
 // Tokens that a quantile drops.
 int64_t quantile_count(const Selector& selector, int64_t unprotected) {
   return round_count(selector.value * static_cast<double>(unprotected), Rounding::kFloor);
@@ -104,6 +108,10 @@ void apply(const Selector& selector, const Candidates& tokens, Ranking& ranking,
       const int64_t count = ratio_count(selector, tokens.count, tokens.initial_length);
       return ranking.keep_best(count - protected_count, keep);
     }
+    case SelectKind::kPredictedRatio: {
+      const double ratio = selector.ratios[static_cast<std::size_t>(tokens.choice)];
+      return ranking.keep_best(predicted_count(ratio, tokens.count) - protected_count, keep);
+    }
     case SelectKind::kThreshold:
     case SelectKind::kThresholdN:
     case SelectKind::kThresholdRelative: {
@@ -150,6 +158,9 @@ bool can_drop(const Selector& selector, int64_t count, int64_t initial_length) {
   switch (selector.kind) {
     case SelectKind::kTopK: return selector.k < count;
     case SelectKind::kRatio: return ratio_count(selector, count, initial_length) < count;
+    case SelectKind::kPredictedRatio:
+      return predicted_count(*std::min_element(selector.ratios.begin(), selector.ratios.end()),
+                             count) < count;
     case SelectKind::kQuantile: return quantile_count(selector, count) > 0;
     case SelectKind::kRankBins:
       return std::find(selector.bits.begin(), selector.bits.end(), 0) != selector.bits.end();

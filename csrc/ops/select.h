@@ -14,6 +14,7 @@ enum class SelectKind : uint8_t {
   kThresholdRelative,  // score >= value * (largest or mean alive score)
   kQuantile,           // drop the lowest share `value` of the unprotected tokens
   kTopP,               // smallest set of unprotected tokens that holds share `value` of their score
+  kPredictedRatio,     // the chosen one of `ratios`, of the alive tokens, rounded up
   kRankBins,           // bins of the ranking switched on or off one by one (ToP)
 };
 enum class Rounding : uint8_t { kCeil, kFloor, kNearest };
@@ -25,8 +26,9 @@ struct Selector {
   bool of_initial = false;  // ratio: of the input length, not of the alive tokens
   bool of_mean = false;     // threshold_rel: of the mean score, not of the largest
   Rounding rounding = Rounding::kCeil;
-  std::vector<uint8_t> bits;  // rank_bins
-  bool float32_bins = false;  // rank_bins: the rounding of the official ToP checkpoints
+  std::vector<double> ratios;  // predicted_ratio
+  std::vector<uint8_t> bits;   // rank_bins
+  bool float32_bins = false;   // rank_bins: the rounding of the official ToP checkpoints
   int64_t min_tokens = 0;
   int64_t max_tokens = 0;  // 0 = no cap
 };
@@ -37,6 +39,7 @@ struct Candidates {
   const int32_t* position = nullptr;      // [count] distinct; breaks ties
   int64_t count = 0;
   int64_t initial_length = 0;
+  int64_t choice = 0;  // predicted_ratio: index into `ratios`
 };
 
 // Sets keep[i] to 1 for the tokens that stay and returns their number. Protected tokens always

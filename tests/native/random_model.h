@@ -169,6 +169,10 @@ inline std::vector<NamedPlan> pruning_plans(const EncoderConfig& config) {
     select.min_tokens = 1;
     for (int32_t layer = first_layer; layer < last; ++layer) {
       plan->steps.push_back({layer, site, 0, select, action});
+      if (!select.ratios.empty()) {
+        const auto count = static_cast<int64_t>(select.ratios.size());
+        plan->steps.back().predictor = gate(config, 500, count).gates.at(layer);
+      }
     }
     plan->finish();
     plans.push_back({name, std::move(plan)});
@@ -224,6 +228,10 @@ inline std::vector<NamedPlan> pruning_plans(const EncoderConfig& config) {
   entropy.kind = ScoreKind::kRowEntropy;
   add("entropy restore post", entropy, Site::kPost, Action::kRestore, relative, 0);
   add("gate restore pre", gate(config, 1000, 2), Site::kPre, Action::kRestore, threshold, 0);
+  Selector predicted;
+  predicted.kind = SelectKind::kPredictedRatio;
+  predicted.ratios = {0.9, 0.5, 0.7};
+  add("predicted drop embed", random, Site::kEmbed, Action::kDrop, predicted, 0);
   add("gate package post", gate(config, 9, 1), Site::kPost, Action::kPackage, ratio, 0);
   return plans;
 }

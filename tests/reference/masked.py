@@ -23,6 +23,7 @@ from .scores import (
     attention_statistic,
     gate_scores,
     normalise,
+    predicted_ratio,
     random_scores,
     table_scores,
 )
@@ -203,8 +204,11 @@ class _State:
         rows = torch.nonzero(self.alive[b]).flatten()
         positions, protected = self.position[b, rows].numpy(), self.protected[b, rows].numpy()
         scores = self.score(step, b, rows)
+        chosen, closeness = step["select"], math.inf
+        if chosen["kind"] == "predicted_ratio":
+            chosen, closeness = predicted_ratio(chosen, self.x[b, rows[:1]])
         selection = select(
-            step["select"],
+            chosen,
             scores,
             protected,
             positions,
@@ -213,7 +217,7 @@ class _State:
             least=float(np.abs(scores).mean()) if spec["kind"] == "gate" else 0.0,
         )
         self.scores[layer][b][positions] = scores
-        self.margin[layer][b] = min(self.margin[layer][b], selection.margin)
+        self.margin[layer][b] = min(self.margin[layer][b], selection.margin, closeness)
         if selection.keep.all():
             return
 

@@ -7,6 +7,7 @@ applied when a step uses the statistic, over the tokens alive at that moment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -120,6 +121,22 @@ def gate_scores(spec: Mapping[str, Any], states: Tensor, layer: int) -> np.ndarr
     if spec["softmax"]:
         score = torch.softmax(score, dim=0)
     return score.numpy().astype(np.float64)
+
+
+def predicted_ratio(spec: Mapping[str, Any], first: Tensor) -> tuple[dict[str, Any], float]:
+    """The selection by the ratio that a network chooses, and how close it was to another one.
+
+    first [1, d] is the state of the first token. The distance of the two best outputs counts
+    relative to the mean size of the outputs.
+    """
+    outputs = perceptron(spec, spec["activation"], first)[0].numpy().astype(np.float64)
+    best = int(np.argmax(outputs))
+    limits = {key: spec[key] for key in ("min_tokens", "max_tokens")}
+    ratio = {"kind": "ratio", "ratio": spec["ratios"][best], "of": "n", "round": "ceil"}
+    if len(outputs) == 1:
+        return limits | ratio, math.inf
+    second, first_of = np.sort(outputs)[-2:]
+    return limits | ratio, float((first_of - second) / np.abs(outputs).mean())
 
 
 def _mix(x: int) -> int:

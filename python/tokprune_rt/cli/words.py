@@ -113,6 +113,9 @@ def _select_words(select: Select, scale: float) -> str:
         words = (
             f"tokens with at least {_series(values['t'], scaled)} times the {reference} score stay"
         )
+    elif kind == "predicted_ratio":
+        choices = ", ".join(map(_percent, values["ratios"][0]))
+        words = f"a share of the tokens still there stays that a network chooses: {choices}"
     elif kind == "quantile":
         words = f"the lowest {_series(values['q'], _percent)} of the unprotected tokens leave"
     elif kind == "top_p":

@@ -117,6 +117,11 @@ class Select:
         gate {t}: tokens with sigmoid(score) >= t stay, that is, with score >= ln(t / (1 - t)); t is
             between 0 and 1, and the score a gate without softmax. With two outputs, 0.5 keeps
             where the second is at least the first.
+        predicted_ratio {ratios, tensor, activation}: a perceptron on the state of the first token,
+            which must be protected, chooses one of the K ratios, the lowest of equals; then
+            ceil(ratio * n) tokens stay, protected ones counted. Its tensors are named as those of
+            a gate (`Score.tensor`), with o = K. One list serves all layers of the step, and it
+            stands only at sites embed, pre and post.
         top_p {p}: of U in descending order, the shortest prefix whose sum reaches p times the
             total of U stays.
         rank_bins {bits, bin_rule}: U is ranked in descending order and the ranks are cut into B
@@ -129,7 +134,7 @@ class Select:
     Attributes:
         kind: see above.
         values: field -> tuple with one value per layer of the step.
-        options: field -> string ("of", "round", "bin_rule").
+        options: field -> string ("of", "round", "bin_rule", "tensor", "activation").
     """
 
     kind: str
@@ -149,6 +154,8 @@ class Select:
         for name, values in self.values.items():
             if name == "bits":
                 result[name] = [list(row) for row in values]
+            elif name == "ratios":
+                result[name] = list(values[0])
             else:
                 result[name] = values[0] if len(set(values)) == 1 else list(values)
         return {**result, **self.options}

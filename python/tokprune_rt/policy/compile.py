@@ -16,6 +16,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ratio": {"of": "n", "round": "ceil"},
     "threshold_rel": {"of": "max"},
     "rank_bins": {"bin_rule": "int"},
+    "predicted_ratio": {"activation": "gelu"},
 }
 _OUTPUTS = {"tokens_restored": "tokens", "span": "tokens"}
 
@@ -107,13 +108,15 @@ def _select(
     for name, values in select.values.items():
         if name not in ("min_tokens", "max_tokens"):
             value = values[index]
-            result[name] = list(value) if name == "bits" else value
+            result[name] = list(value) if name in ("bits", "ratios") else value
     result.update({**_DEFAULTS.get(select.kind, {}), **select.options})
     if select.kind in SCALED:
         result[SCALED[select.kind]] *= scale
     if select.kind == "gate":
         t = result.pop("t")
         result["threshold"] = math.log(t / (1 - t))
+    if select.kind == "predicted_ratio":
+        result |= perceptron(policy, result.pop("tensor"), step.layers[index])
     if select.kind == "threshold":
         result["theta"] = max(result.pop("floor", 0.0), result["theta"])
     return result

@@ -42,7 +42,7 @@ from .schema import (
 from .storage import FloatArray
 
 RESERVED_SCORES = ("similarity", "uniform")
-RESERVED_SELECTORS = ("predicted_ratio", "bipartite", "energy_pairs", "pool")
+RESERVED_SELECTORS = ("bipartite", "energy_pairs", "pool")
 RESERVED_ACTIONS = ("merge", "pool")
 
 
@@ -122,6 +122,11 @@ SELECTORS: dict[str, dict[str, Field]] = {
     "threshold_n": {"eta": Field(number(), aligned=True)},
     "threshold_rel": {"t": Field(number(), aligned=True), "of": _OF_REFERENCE},
     "gate": {"t": Field(share, aligned=True)},
+    "predicted_ratio": {
+        "ratios": Field(list_of(number(0, 1))),
+        "tensor": Field(text),
+        "activation": Field(_activation, "gelu"),
+    },
     "quantile": {"q": Field(number(0, 1), aligned=True)},
     "top_p": {"p": Field(number(0, 1), aligned=True)},
     "rank_bins": {
@@ -207,11 +212,25 @@ def _bits(field: Field, layers: tuple[int, ...]) -> Field:
     return Field(check)
 
 
+def _shared(field: Field, layers: tuple[int, ...]) -> Field:
+    """Field of a list, not empty, that serves all layers; parses to a tuple of one per layer."""
+
+    def check(value: object, path: str) -> tuple[tuple[Any, ...], ...]:
+        parsed: tuple[Any, ...] = field.check(value, path)
+        if not parsed:
+            fail(path, "an empty list", "at least one value")
+        return (parsed,) * len(layers)
+
+    return Field(check)
+
+
 def _select_fields(kind: str, layers: tuple[int, ...]) -> dict[str, Field]:
     fields: dict[str, Field] = {}
     for name, field in (SELECTORS[kind] | _BOUNDS).items():
         if name == "bits":
             fields[name] = _bits(field, layers)
+        elif name == "ratios":
+            fields[name] = _shared(field, layers)
         else:
             fields[name] = _per_layer(field, layers) if field.aligned else field
     return fields

@@ -3,7 +3,7 @@
 `preset(name, layers=..., ...)` returns a policy document for `parse_policy`, `load` or `export`;
 only `layers`, the layer count of the model, is always required. Without learned parameters every
 preset has a mild setting that works untrained, except `static-idf`, which needs its table, and
-`transkimmer`, `adapler` and `tr-bert`, which need their networks.
+`transkimmer`, `adapler`, `tr-bert` and `ad-tp`, which need their networks.
 
 Every preset also takes:
     protect_first, protect_last, protect_token_ids, protect_segment: tokens that never leave.
@@ -25,11 +25,12 @@ from typing import Any
 
 from .preset_parts import Document
 from .presets_free import entropy, idf_table, quantile, spatten, static_idf, top_p, topk
-from .presets_gates import adapler, tr_bert, transkimmer
+from .presets_gates import ad_tp, adapler, tr_bert, transkimmer
 from .presets_learned import lat, ltp, power_bert, top
 
 __all__ = [
     "PRESETS",
+    "ad_tp",
     "adapler",
     "entropy",
     "idf_table",
@@ -62,6 +63,7 @@ PRESETS: dict[str, Callable[..., Document]] = {
     "transkimmer": transkimmer,
     "adapler": adapler,
     "tr-bert": tr_bert,
+    "ad-tp": ad_tp,
 }
 """Name -> builder of a policy document."""
 

@@ -1,4 +1,4 @@
-"""Presets of methods that learn a small network to choose: Transkimmer, AdapLeR, TR-BERT."""
+"""Presets of methods that learn a small network to choose: Transkimmer, AdapLeR, TR-BERT, AD-TP."""
 
 from __future__ import annotations
 
@@ -99,6 +99,34 @@ def tr_bert(
     steps = [step(places, "gate", site="pre", t=0.5)] if places else []
     score = {"kind": "gate", "tensor": "gate", "activation": activation}
     return build("tr-bert", layers, score, steps, options, tensors=tensors)
+
+
+def ad_tp(
+    *,
+    layers: int,
+    gate: Perceptron | None = None,
+    predictor: Perceptron | None = None,
+    ratios: npt.ArrayLike | None = None,
+    activation: str = "gelu",
+    **options: Any,
+) -> Document:
+    """AD-TP: after the embeddings, a network chooses how many tokens stay, and another which.
+
+    Args:
+        gate: the network that scores tokens, with o = 1 or 2.
+        predictor: the network that chooses the ratio from the first token, with o = K.
+        ratios: [K] shares of the tokens, protected ones counted.
+        activation: of both hidden layers.
+    """
+    integer(1)(layers, "layers")
+    if gate is None or predictor is None or ratios is None:
+        raise TypeError('preset "ad-tp" needs gate=, predictor= and ratios=, which are learned')
+    tensors = _named("gate", "gate.0", gate, None)
+    tensors |= _named("predictor", "predictor.0", predictor, len(listed(ratios)))
+    choice = {"ratios": listed(ratios), "tensor": "predictor", "activation": activation}
+    steps = [step([0], "predicted_ratio", site="embed", **choice)]
+    score = {"kind": "gate", "tensor": "gate", "activation": activation}
+    return build("ad-tp", layers, score, steps, options, tensors=tensors)
 
 
 def _gates(

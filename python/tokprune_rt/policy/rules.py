@@ -89,11 +89,22 @@ def check_policy(policy: Policy) -> None:
             fail(f"{path}.score", f'"{step.score}"', allowed)
         _check_score_use(policy.scores[step.score], step, path, policy.protect)
         _check_gate_use(policy, step, path)
+        if step.select.kind == "predicted_ratio":
+            _check_prediction(step, path, policy.protect)
     _check_actions(policy)
     _check_limits(policy)
     if policy.output is not None:
         _check_output(policy, policy.output)
     check_tensors(policy)
+
+
+def _check_prediction(step: Step, path: str, protect: Protect) -> None:
+    if step.site == "mid":
+        found = '"mid" with select kind "predicted_ratio"'
+        fail(f"{path}.site", found, '"embed", "pre" or "post": it reads a finished state')
+    if not protect.first:
+        found = f"false, with {path}.select reading the state of the first token"
+        fail("$.protect.first", found, "true")
 
 
 def _check_gate_use(policy: Policy, step: Step, path: str) -> None:

@@ -45,6 +45,16 @@ def perceptrons(policy: Policy) -> Iterator[Perceptron]:
             outputs = (1,) if score.softmax else (1, 2)
             for layer in step.layers:
                 yield Perceptron(path, f"{score.tensor}.{layer}", outputs)
+    for profile in (None, *policy.profiles):
+        where = "$" if profile is None else child("$.profiles", profile)
+        selects, _, _ = policy.resolve(profile)
+        for i, (step, select) in enumerate(zip(policy.steps, selects, strict=True)):
+            if select.kind != "predicted_ratio":
+                continue
+            # A profile may choose among other ratios, with the same network or its own.
+            for layer, ratios in zip(step.layers, select.values["ratios"], strict=True):
+                path = f"{where}.steps[{i}]" + (".select.tensor" if profile is None else "")
+                yield Perceptron(path, f"{select.options['tensor']}.{layer}", (len(ratios),))
 
 
 def check_tensors(policy: Policy) -> None:
@@ -61,7 +71,8 @@ def check_tensors(policy: Policy) -> None:
         used |= _check_perceptron(policy, found)
     for name in policy.tensors:
         if name not in used:
-            fail("$.scores", f'no score that uses the tensor "{name}"', "only tensors in use")
+            unused = f'no score or selection that uses the tensor "{name}"'
+            fail("$.scores", unused, "only tensors in use")
 
 
 def check_widths(policy: Policy, hidden: int) -> None:
