@@ -184,6 +184,11 @@ def test_stored_data_sets(tmp_path: Path) -> None:
     unlabelled.save_to_disk(tmp_path / "unlabelled")
     with pytest.raises(ValueError, match=r"row 1: column 'label': -1 is none of the 2 classes"):
         read_examples(tmp_path / "unlabelled", Columns())
+    answers = [{"text": ["Ada"], "answer_start": [0]}, {"text": [], "answer_start": []}]
+    asked = {"id": ["a", "b"], "question": [q.question for q in SQUAD], "answers": answers}
+    squad = datasets.Dataset.from_dict({**asked, "context": [CONTEXT] * 2})
+    squad.save_to_disk(tmp_path / "squad")
+    assert read_examples(tmp_path / "squad", Columns()) == Questions(SQUAD)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: not a folder that datasets' save_to_disk wrote"):
         read_examples(tmp_path / "empty", Columns())

@@ -17,7 +17,7 @@ from tokprune_rt.policy import OFF, PolicySource
 from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train.answering import AnswerTask
 from tokprune_rt.train.data import Data, Encoded
-from tokprune_rt.train.folders import existing_task
+from tokprune_rt.train.folders import check_one_label, existing_task
 from tokprune_rt.train.tagging import TagTask
 from tokprune_rt.train.tasks import Floats, Task, TextTask
 
@@ -208,6 +208,7 @@ def task_of(model: Model, metric: str | None) -> Task:
             f"evaluate needs a {', '.join(known)} model; {model.name} is a {model.config.task} "
             f"model ({model.config.architecture})"
         )
+    check_one_label(model.config.problem_type)
     return existing_task(model.config.task, tuple(model.labels), metric)
 
 
