@@ -12,6 +12,8 @@ from test_cli import run
 from test_train import DEV, TRAIN
 
 import tokprune_rt
+from tokprune_rt.train import loop
+from tokprune_rt.train.recipes import checkpoints_of
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,97 @@ def test_errors_are_one_line(dense: Path, tables: dict[str, Path], tmp_path: Pat
     bad = run("train", "ltp", dense, out, *columns(tables), "--bins", "5", code=2).stderr
     assert "--bins is not an option of `train ltp`" in bad
     assert not out.exists()
+
+
+def test_options_from_a_file(
+    dense: Path, tables: dict[str, Path], tmp_path: Path, tiny: Any
+) -> None:
+    """By their long names; the command line wins."""
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"train: {tables['train']}\ndev: {tables['dev']}\ntext: sentence\nlabel: kind\n"
+        "batch-size: 32\nrate: 1e-3\nepochs: 7\nregression: false\n"
+    )
+    result = run("finetune", tiny("bert"), tmp_path / "a", "--config", path, "--epochs", "1")
+    assert "finetune, epoch 1 of 1: dev" in result.stderr
+    given = ["--rate", "0.001", "--batch-size", "32", *columns(tables)[:-2], "--epochs", "1"]
+    run("finetune", tiny("bert"), tmp_path / "b", *given)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+    for content, message in (
+        ("speed: 3", "unknown option 'speed'; known: train, dev, text"),
+        ("batch_size: 3", "unknown option 'batch_size'; known: train"),
+        ("epochs: [1]", "epochs: expected a text or a number, found [1]"),
+        ("epochs: true", "epochs: expected a text or a number, found True"),
+        ("epochs: many", ": epochs: "),
+        ("epochs: 0", ": epochs: "),
+        ("regression: 1", "regression: expected true or false, found 1"),
+        ("- epochs", "expected options by name, found list"),
+        ("a: b: c", "not YAML"),
+    ):
+        path.write_text(content)
+        bad = run("finetune", dense, tmp_path / "c", "--config", path, code=2).stderr
+        assert message in bad and str(path) in bad
+
+
+def test_an_interruption_says_how_to_go_on(
+    dense: Path, tables: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    command = ["train", "top", dense, out, *columns(tables), "--epochs", "1", "--hard-epochs", "1"]
+    full = loop.Training.run_stage
+
+    def before(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    def after(self: loop.Training, stage: loop.Stage) -> float:
+        full(self, stage)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Training, "run_stage", before)
+    said = run(*command, code=130).stderr
+    assert "interrupted before the first checkpoint; the same command begins anew" in said
+    monkeypatch.setattr(loop.Training, "run_stage", after)
+    said = run(*command, code=130).stderr
+    checkpoint = tmp_path / ".out.training" / "checkpoint.pt"
+    assert f"interrupted; the same command goes on from {checkpoint}" in said
+    assert checkpoint.exists()
+    monkeypatch.setattr(loop.Training, "run_stage", full)
+    bad = run(*command, "--target-macs", "0.3", "--method-rate", "0.1", code=2).stderr
+    assert "is of a run with --target-macs 0.5, --method-rate 0.05; run with the same" in bad
+    run(*command)
+    assert not checkpoints_of(out).exists()
+
+
+def test_a_label_error_names_file_and_line(
+    dense: Path, tables: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.tsv"
+    path.write_text("sentence\tkind\na dog\tgood\na cat\tugly\n")
+    options = ["--train", path, "--dev", tables["dev"], "--text", "sentence", "--label", "kind"]
+    bad = run("train", "ltp", dense, tmp_path / "out", *options, code=2).stderr
+    assert f"unknown labels 'ugly' ({path}:3); known: 'bad', 'good'" in bad
+    numbers = [*options, "--regression"]
+    bad = run("finetune", dense, tmp_path / "out", *numbers, code=2).stderr
+    assert f"needs numbers as labels, found 'good' ({path}:2)" in bad
+
+
+def test_tagging_and_answering(tiny: Any, tmp_path: Path) -> None:
+    """From files, through training, to the table."""
+    tagged = "ada\tB-PER\nwas\tO\ngood\tO\n\n" * 20 + "the\tO\n" * 70
+    (tmp_path / "t.conll").write_text(tagged)
+    context, answers = "ada was good", [{"text": "ada", "answer_start": 0}]
+    qas = [{"id": str(i), "question": "who was it", "answers": answers} for i in range(20)]
+    content = {"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}
+    (tmp_path / "q.json").write_text(json.dumps(content))
+    for name, shown in (("t.conll", "entity-f1"), ("q.json", "lost")):
+        files = ["--train", tmp_path / name, "--dev", tmp_path / name, "--epochs", "1"]
+        dense, pruned = tmp_path / f"{name}-dense", tmp_path / f"{name}-top"
+        run("finetune", tiny("bert"), dense, *files)
+        run("train", "top", dense, pruned, *files, "--hard-epochs", "1", "--bins", "4")
+        found = run("evaluate", pruned, "--data", tmp_path / name)
+        assert shown in found.output and "policy" in found.output
+        assert ("8 words of 1 sentences" in found.stderr) == (name == "t.conll")
 
 
 def test_import(tiny: Any, tmp_path: Path) -> None:

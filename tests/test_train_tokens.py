@@ -382,6 +382,16 @@ def test_data_that_does_not_fit(kind: str, tiny: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_several_labels_a_text_are_refused(tiny: Any, tmp_path: Path) -> None:
+    several = {"problem_type": "multi_label_classification"}
+    source = tiny("bert", "sequence-classification", **several)
+    data = Examples(["a"], ["O"])
+    with pytest.raises(ValueError, match="the model gives several labels to a text"):
+        train_top(run_of(source, tmp_path / "out", train=data, dev=data))
+    with pytest.raises(ValueError, match="the model gives several labels to a text"):
+        evaluate(source, data)
+
+
 def test_a_run_says_what_was_cut(tiny: Any, tmp_path: Path) -> None:
     data = Sentences([["warm"] * 70], [["O"] * 69 + ["B-PER"]])
     lines: list[str] = []

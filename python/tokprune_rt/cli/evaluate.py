@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from tokprune_rt.cli.console import out, trimmed
+from tokprune_rt.cli.console import note_line, out, trimmed
 from tokprune_rt.cli.options import (
     ModelArgument,
     PolicyOption,
@@ -19,6 +19,7 @@ from tokprune_rt.cli.options import (
     policy_source,
 )
 from tokprune_rt.cli.training_options import (
+    KINDS,
     LabelOption,
     MetricOption,
     PairOption,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: ModelArgument,
-    data: Annotated[Path, data_file("--data", "Labelled texts: .tsv, .csv or .jsonl.")],
+    data: Annotated[str, data_file("--data", f"Labelled data: {KINDS}")],
     text: TextOption = "text",
     pair: PairOption = None,
     label: LabelOption = "label",
@@ -66,7 +67,8 @@ def evaluate(
 
     Profile "policy" is the policy's own numbers. kept: tokens left after the
     last layer. MACs: multiply-adds, of the dense model's at the real lengths.
-    as fast: median over rounds in which the profiles take turns.
+    as fast: median over rounds in which the profiles take turns. lost: tokens
+    of the right answers that are gone after the last layer.
 
     [bold]Example[/bold]
 
@@ -90,6 +92,8 @@ def evaluate(
         padded_to=padded_to,
         threads=threads,
     )
+    if found.note is not None:
+        note_line(found.note)
     with trimmed(out()) as console:
         console.print(_table(found))
     if json_file is not None:
@@ -106,7 +110,9 @@ def _table(found: Evaluation) -> Table:
     table.add_column("precision")
     table.add_column("profile")
     padded = f"padded to {found.padded_to}"
-    for name in (found.metric, "kept", "MACs", f"of {padded}", "ms", "as fast"):
+    answers = any(row.answer_lost is not None for row in found.rows)
+    lost = ["lost"] if answers else []
+    for name in (found.metric, "kept", "MACs", f"of {padded}", "ms", "as fast", *lost):
         table.add_column(name, justify="right")
     for row in found.rows:
         table.add_row(
@@ -118,5 +124,6 @@ def _table(found: Evaluation) -> Table:
             f"{row.macs / row.macs_padded:.0%}",
             f"{row.ms:.0f}",
             f"{row.speedup:.2f}x",
+            *([] if row.answer_lost is None else [f"{row.answer_lost:.1%}"]),
         )
     return table

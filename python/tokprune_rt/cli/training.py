@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tokprune_rt.cli.console import err, out
+from tokprune_rt.cli.console import err, error_line, out
 from tokprune_rt.cli.options import ThreadsOption
 from tokprune_rt.cli.training_options import (
     LOOP,
     BatchOption,
+    ConfigOption,
     DeviceOption,
     DevOption,
     LabelOption,
@@ -36,8 +39,8 @@ if TYPE_CHECKING:
 def _run(
     source: str,
     target: Path,
-    train: Path,
-    dev: Path,
+    train: str,
+    dev: str,
     columns: tuple[str, str | None, str],
     regression: bool,
     metric: str | None,
@@ -75,6 +78,40 @@ def _run(
     )
 
 
+# What checkpoints call by other names than the command line.
+_CALLED = {
+    "model": "MODEL",
+    "target": "--target-macs",
+    "data": "data",
+    "labels": "labels",
+    "examples": "numbers of examples",
+    "method": "method",
+}
+
+
+@contextmanager
+def _resumable(run: Run) -> Iterator[None]:
+    """Errors and interruptions that speak of the command: its options, and how it goes on."""
+    from tokprune_rt.train.loop import OtherRunError
+    from tokprune_rt.train.recipes import checkpoint_of
+
+    try:
+        yield
+    except OtherRunError as error:
+
+        def call(name: str) -> str:
+            return _CALLED.get(name, "--" + name.replace("_", "-"))
+
+        raise ValueError(error.told(call)) from error
+    except KeyboardInterrupt:
+        path = checkpoint_of(run.out)
+        if path is None:
+            error_line("interrupted before the first checkpoint; the same command begins anew")
+        else:
+            error_line(f"interrupted; the same command goes on from {path}")
+        raise typer.Exit(130) from None
+
+
 def _report(result: Result) -> None:
     scores = ", ".join(f"{name} {score:.2f}" for name, score in result.scores.items())
     work = "" if result.macs is None else f", {result.macs:.0%} of the multiply-adds"
@@ -98,8 +135,13 @@ def finetune(
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    config: ConfigOption = None,
 ) -> None:
-    """Fine-tune a dense classifier or regression.
+    """Fine-tune a dense classifier, regression, tagger or question answering.
+
+    What is in the files says which: a label for each text (.tsv, .csv,
+    .jsonl; numbers with --regression), a tag for each word (.conll, or lists
+    of words and tags in .jsonl), or questions in SQuAD's form (.json).
 
     A checkpoint is written every minute and after every epoch, into a hidden
     folder beside OUT; an interrupted run goes on from there when the same
@@ -110,6 +152,8 @@ def finetune(
       tokprune finetune all-MiniLM-L6-v2 sst2 --train train.tsv --dev dev.tsv --text sentence
       tokprune finetune all-MiniLM-L6-v2 sts --train t.csv --dev d.csv --text a --pair b
         --label score --regression
+      tokprune finetune all-MiniLM-L6-v2 ner --train train.conll --dev dev.conll
+      tokprune finetune all-MiniLM-L6-v2 qa --train train.json --dev dev.json
     """
     run = _run(
         source, target, train, dev, (text, pair, label), regression, metric, max_length,
@@ -117,7 +161,9 @@ def finetune(
     )  # fmt: skip
     from tokprune_rt.train import finetune as recipe
 
-    _report(recipe(run, epochs=epochs, rate=rate))
+    with _resumable(run):
+        result = recipe(run, epochs=epochs, rate=rate)
+    _report(result)
 
 
 TrainMethod = Literal["ltp", "top", "gate", "power-bert"]
@@ -186,11 +232,13 @@ def train(
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Learn what to prune, on a fine-tuned model.
 
-    MODEL is a fine-tuned classifier or regression, for example from
-    `tokprune finetune`; it is also the teacher. METHOD is one of
+    MODEL is a fine-tuned classifier, regression, tagger or question
+    answering, for example from `tokprune finetune`; it is also the teacher.
+    METHOD is one of
 
     * ltp: a threshold on received attention for each layer (LTP);
     * top: which ranks leave at which layers (ToP);
@@ -223,7 +271,9 @@ def train(
     schedule = replace(
         SCHEDULES[method], **{name: value for name, value in changes.items() if value is not None}
     )
-    _report(recipe(run, target=macs, speedup=speedup, schedule=schedule, **given))
+    with _resumable(run):
+        result = recipe(run, target=macs, speedup=speedup, schedule=schedule, **given)
+    _report(result)
 
 
 _OF_METHOD = {

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tokprune_rt.cli.training_config import read_config
+
 _DATA = "Data"
 LOOP = "Training"
 
@@ -22,14 +24,31 @@ def data_file(name: str, text: str) -> Any:
     return typer.Option(name, metavar="FILE", help=text, rich_help_panel=_DATA, show_default=False)
 
 
-TrainOption = Annotated[Path, data_file("--train", "Examples to learn from: .tsv, .csv or .jsonl.")]
-DevOption = Annotated[Path, data_file("--dev", "Examples to choose by.")]
+KINDS = (
+    ".tsv, .csv, .jsonl, .conll, SQuAD's .json, each also .gz, hf:NAME\\[/CONFIG]:SPLIT or a "
+    "folder that datasets' save_to_disk wrote."
+)
+TrainOption = Annotated[str, data_file("--train", f"Examples to learn from: {KINDS}")]
+DevOption = Annotated[str, data_file("--dev", "Examples to choose by, likewise.")]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML with options by their long names without dashes before them; options of the "
+        "command line win.",
+        is_eager=True,
+        callback=read_config,
+        show_default=False,
+    ),
+]
 TextOption = Annotated[
     str,
     typer.Option(
         "--text",
         metavar="COLUMN",
-        help="Column of the text: its name, or its number from 0 in a file without a header.",
+        help="Column of the text, or of the list of words: its name, or its number from 0 in a "
+        "file without a header.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -45,7 +64,12 @@ PairOption = Annotated[
 ]
 LabelOption = Annotated[
     str,
-    typer.Option("--label", metavar="COLUMN", help="Column of the label.", rich_help_panel=_DATA),
+    typer.Option(
+        "--label",
+        metavar="COLUMN",
+        help="Column of the label, or of the list of tags.",
+        rich_help_panel=_DATA,
+    ),
 ]
 RegressionOption = Annotated[
     bool, typer.Option("--regression", help="Labels are numbers.", rich_help_panel=_DATA)
@@ -56,7 +80,7 @@ MetricOption = Annotated[
         "--metric",
         metavar="NAME",
         help="accuracy (default), f1 of the last label in order, matthews; of a regression "
-        "spearman (default) or pearson.",
+        "spearman (default) or pearson; of tags entity-f1 or accuracy; of answers f1 or exact.",
         rich_help_panel=_DATA,
         show_default=False,
     ),

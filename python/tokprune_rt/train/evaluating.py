@@ -17,7 +17,7 @@ from tokprune_rt.policy import OFF, PolicySource
 from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train.answering import AnswerTask
 from tokprune_rt.train.data import Data, Encoded
-from tokprune_rt.train.folders import existing_task
+from tokprune_rt.train.folders import check_one_label, existing_task
 from tokprune_rt.train.tagging import TagTask
 from tokprune_rt.train.tasks import Floats, Task, TextTask
 
@@ -35,7 +35,8 @@ class Row:
     Attributes:
         score: in points.
         kept: share of the tokens left after each layer.
-        macs: multiply-adds in the encoder layers, of the dense model's at the real lengths.
+        macs: multiply-adds in the encoder layers, every layer in full for the tokens in it, of the
+            dense model's at the real lengths.
         macs_padded: the dense model's with every text padded to ``padded_to`` tokens, likewise.
         ms: milliseconds for all texts, median.
         speedup: the dense pass in the same precision took so many times as long.
@@ -133,10 +134,7 @@ def _timed(
 ) -> list[tuple[Texts, Timing, float]]:
     """Each profile's pass, its time, and how many times as long the first profile's took."""
 
-    def call(profile: str | None) -> Callable[[], Texts]:
-        return lambda: run_texts(model, data.tokens, profile)
-
-    calls = [call(profile) for profile in profiles]
+    calls = [answering(model, data.tokens, profile) for profile in profiles]
     answers = data.targets.numpy() if model.config.task == AnswerTask.kind else None
     passes = [run_texts(model, data.tokens, profile, answers) for profile in profiles]
     timings = alternate(calls, rounds, _SECONDS)
@@ -144,6 +142,19 @@ def _timed(
         (found, timing, timing.times_faster_than(timings[0]))
         for found, timing in zip(passes, timings, strict=True)
     ]
+
+
+def answering(model: Model, tokens: Sequence[Tokens], profile: str | None) -> Callable[[], None]:
+    """What is timed: the passes that the runtime's tasks make, from token ids to logits.
+
+    A head that reads the first token spares the others' rows in the last layer, dense or pruned.
+    """
+
+    def run() -> None:
+        for _ in model.engine.run(tokens, "logits", profile=profile, batch_size=_BATCH):
+            pass
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,7 @@ def task_of(model: Model, metric: str | None) -> Task:
             f"evaluate needs a {', '.join(known)} model; {model.name} is a {model.config.task} "
             f"model ({model.config.architecture})"
         )
+    check_one_label(model.config.problem_type)
     return existing_task(model.config.task, tuple(model.labels), metric)
 
 

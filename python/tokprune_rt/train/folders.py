@@ -91,8 +91,7 @@ def task_of_model(model: PreTrainedModel, regression: bool, metric: str | None) 
     """The task of a fine-tuned model, whose labels must be those of the data."""
     config: Any = model.config
     count = int(config.num_labels)
-    if config.problem_type == "multi_label_classification":
-        raise ValueError("the model gives several labels to a text, which cannot be trained yet")
+    check_one_label(config.problem_type)
     name = type(model).__name__
     labels = tuple(str(config.id2label[i]) for i in range(count))
     if name.endswith("ForSequenceClassification"):
@@ -106,6 +105,14 @@ def task_of_model(model: PreTrainedModel, regression: bool, metric: str | None) 
         raise ValueError(f"the model is a {name}, which is no regression")
     tagging = name.endswith("ForTokenClassification")
     return existing_task((TagTask if tagging else AnswerTask).kind, labels, metric)
+
+
+def check_one_label(problem: str | None) -> None:
+    """ValueError for a classification of several labels a text."""
+    if problem == "multi_label_classification":
+        raise ValueError(
+            "the model gives several labels to a text, which cannot be trained or evaluated yet"
+        )
 
 
 def existing_task(kind: str, labels: tuple[str, ...], metric: str | None) -> Task:

@@ -12,7 +12,7 @@ from tokprune_rt.bench.timing import alternate
 from tokprune_rt.loader import describe_model
 from tokprune_rt.loading import load
 from tokprune_rt.tokenizer import Tokens
-from tokprune_rt.train.evaluating import run_texts
+from tokprune_rt.train.evaluating import answering, run_texts
 from tokprune_rt.train.leaving import leaving_of
 
 # Shares of the input that the last layer keeps, in the policies that are timed.
@@ -69,11 +69,7 @@ def macs_for_speedup(
     model = load(folder, policy, precision=precision, threads=threads)
     names = ["off", *strengths]
     passes = [run_texts(model, tokens, name) for name in names]
-    timings = alternate(
-        [lambda n=name: run_texts(model, tokens, n) for name in names],  # type: ignore[misc]
-        _ROUNDS,
-        _SECONDS,
-    )
+    timings = alternate([answering(model, tokens, name) for name in names], _ROUNDS, _SECONDS)
     macs = [found.macs / found.macs_dense for found in passes]
     # Noise must not make a stronger policy slower.
     speeds = np.maximum.accumulate([timing.times_faster_than(timings[0]) for timing in timings])

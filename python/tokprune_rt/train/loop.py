@@ -20,6 +20,8 @@ from tokprune_rt.train.tasks import Floats, Task
 
 Say = Callable[[str], None]
 
+CHECKPOINT = "checkpoint.pt"
+
 # Settings with which a run may go on differently.
 _INDIFFERENT = ("save_seconds", "device")
 
@@ -76,6 +78,22 @@ class Stage:
     keep_best: bool = True
 
 
+class OtherRunError(ValueError):
+    """The checkpoint at ``path`` is of a run with other settings, ``before`` by name."""
+
+    def __init__(self, path: Path, before: Mapping[str, Any]) -> None:
+        self.path, self.before = path, before
+        super().__init__(self.told(lambda name: name))
+
+    def told(self, call: Callable[[str], str]) -> str:
+        """The message, with settings called as the user knows them."""
+        differences = ", ".join(f"{call(name)} {value!r}" for name, value in self.before.items())
+        return (
+            f"{self.path} is of a run with {differences}; run with the same to go on, or delete "
+            f"{self.path.parent} to begin anew"
+        )
+
+
 class Training:
     """Runs stages on one model; resumes exactly where a run with the same settings stopped.
 
@@ -89,7 +107,7 @@ class Training:
         recipe: what else decides the result; a checkpoint of anything different is refused.
 
     Raises:
-        ValueError: the checkpoint in ``folder`` is of another run.
+        OtherRunError: the checkpoint in ``folder`` is of another run.
     """
 
     def __init__(
@@ -105,7 +123,7 @@ class Training:
     ) -> None:
         self.encoder, self.task, self.settings = encoder, task, settings
         self.train, self.dev, self.say = train, dev, say
-        self._path = folder / "checkpoint.pt"
+        self._path = folder / CHECKPOINT
         self._device = torch.device(settings.device)
         nn.Module.to(self.encoder.model, self._device)
         self._saved: dict[str, Any] | None = None
@@ -258,13 +276,9 @@ class Training:
         if self._saved is None:
             return
         before, now = self._saved["run"], self._facts
-        other = [name for name in now if before.get(name) != now[name]]
+        other = {name: before.get(name) for name in now if before.get(name) != now[name]}
         if other:
-            differences = ", ".join(f"{name} {before.get(name)!r}" for name in other)
-            raise ValueError(
-                f"{self._path} is of a run with {differences}; run with the same to go on, or "
-                f"delete {self._path.parent} to begin anew"
-            )
+            raise OtherRunError(self._path, other)
 
     def _weights(self, stage: Stage) -> dict[str, dict[str, Tensor]]:
         found = {"model": self.encoder.model.state_dict()}

@@ -14,6 +14,7 @@ from typing import Any
 
 from tokprune_rt.tokenizer import TextOrPair, check_text
 from tokprune_rt.train.data import Data, Examples, Question, Questions, Sentences
+from tokprune_rt.train.hub import dataset_rows, is_dataset
 
 _TABLES = (".tsv", ".csv", ".jsonl")
 _CONLL = (".conll", ".txt")
@@ -45,17 +46,25 @@ def read_examples(source: str | os.PathLike[str], columns: Columns) -> Data:
       Hugging Face data sets have them) instead of a text: questions.
     * ``.conll``, ``.txt``: sentences, a word and its tag a line in the first and last column.
     * ``.json``: questions in SQuAD's form, 1.1 or 2.0.
+    * ``hf:NAME[/CONFIG]:SPLIT``, or a folder that ``save_to_disk`` wrote: rows of a Hugging Face
+      data set, read like those of ``.jsonl``.
 
     Raises:
+        ImportError: a data set, and the package `datasets` is missing.
         OSError: the file cannot be read.
         ValueError: an unknown ending, a column that is not there, a row that is too short, words
             and tags of different number, an answer that is not at its place, an empty file; names
             the file and the line.
     """
+    if is_dataset(source):
+        return _from_rows(os.fspath(source), dataset_rows(source), columns)
     path = Path(source)
     kind = _plain(path).suffix
     if kind not in _KINDS:
-        raise ValueError(f"{path}: unknown kind of file; known: {', '.join(_KINDS)}, each also .gz")
+        raise ValueError(
+            f"{path}: unknown kind of file; known: {', '.join(_KINDS)}, each also .gz, folders of "
+            "save_to_disk and hf:NAME[/CONFIG]:SPLIT"
+        )
     if kind in _CONLL:
         return _conll(path)
     if kind == ".json":
@@ -86,7 +95,13 @@ def _from_rows(source: str, rows: Iterator[tuple[str, Row]], columns: Columns) -
     labels: list[str] = []
     places: list[str] = []
     for where, row in every:
-        values = [str(value).strip() for value in _values(where, row, columns.names)]
+        found = _values(where, row, columns.names)
+        for name, value in zip(columns.names, found, strict=True):
+            if isinstance(value, list | dict):
+                raise ValueError(
+                    f"{where}: column {name!r} holds several values; a text has one label"
+                )
+        values = [str(value).strip() for value in found]
         texts.append((values[0], values[1]) if columns.pair is not None else values[0])
         labels.append(values[-1])
         places.append(where)

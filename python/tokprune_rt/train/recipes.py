@@ -32,7 +32,7 @@ from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.latency import macs_for_speedup
 from tokprune_rt.train.leaving import Leaving, leaving_of
-from tokprune_rt.train.loop import Say, Settings, Stage, Training
+from tokprune_rt.train.loop import CHECKPOINT, Say, Settings, Stage, Training
 from tokprune_rt.train.ltp import LtpThresholds
 from tokprune_rt.train.masked import MaskedEncoder, Pass
 from tokprune_rt.train.method import Method
@@ -364,6 +364,12 @@ def _training(
     }
     folder = checkpoints_of(run.out)
     return Training(MaskedEncoder(model), task, train, dev, run.settings, folder, run.say, facts)
+
+
+def checkpoint_of(out: Path) -> Path | None:
+    """The checkpoint from which a run that writes ``out`` would go on, if there is one."""
+    path = checkpoints_of(out) / CHECKPOINT
+    return path if path.exists() else None
 
 
 def checkpoints_of(out: Path) -> Path:
