@@ -287,7 +287,11 @@ def plans(vocab_size: int = BASE["vocab_size"]) -> dict[str, dict[str, Any]]:
         ),
         "predicted ratio embed": plan(
             gate(40, 2),
-            [step(0, "embed", "drop", "predicted_ratio", **predictor(40, RATIOS))],
+            # The second leaves short sequences alone and has fewer ratios than the first.
+            [
+                step(0, "embed", "drop", "predicted_ratio", **predictor(40, RATIOS)),
+                step(0, "pre", "drop", "predicted_ratio", min_tokens=12, **predictor(40, [0.8])),
+            ],
         ),
         "gate restore pre": plan(
             gate(48, 2),

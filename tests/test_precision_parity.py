@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gates
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lat": {"action": "restore"},
     "top": {},
     "static-idf": {"ratio": 0.4, "action": "package"},
+    "entropy": {"ratio": 0.8},
+    "adapler": {"eta": 0.4},
 }
 
 
@@ -40,6 +43,8 @@ def preset_plan(name: str, layers: int, token_ids: list[list[int]]) -> dict[str,
     parameters = dict(PRESETS[name])
     if name == "static-idf":
         parameters |= {"documents": token_ids, "vocab_size": 30522}
+    if name == "adapler":
+        parameters["gates"] = gates.perceptrons(layers, 384, 32, 1)
     return plan_of(preset(name, layers=layers, **parameters), layers)
 
 
