@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from gate_documents import variants
 from parity import LAYERS, chunks, fewer
 from reference import compare
 from reference import run as reference_run
@@ -107,6 +108,27 @@ def test_decisions_are_the_reference_s(
         agreeing += len(found.agreeing)
         total += len(rows)
     assert agreeing >= 0.98 * total
+
+
+@pytest.mark.parametrize("name", [name for name in variants(64) if "package" not in name])
+def test_networks_and_entropies_decide_as_the_reference(tiny: Any, name: str) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny("bert")).eval()
+    policy = parse_policy(variants(64)[name])
+    plan = compile_plan(policy)
+    rng = np.random.default_rng(5)
+    rows = [rng.integers(5, 60, size).tolist() for size in (3, 40, 17, 64, 29, 8, 51)]
+    reference = reference_run(model, rows, plan, dtype=torch.float32)
+    encoder = MaskedEncoder(model)
+    with torch.inference_mode(), encoder.choosing(PolicyChooser(policy)):
+        output, run = encoder.run(padded(rows))
+    kept = [[np.flatnonzero(row) for row in alive.numpy()] for alive in run.kept]
+    states = output.last_hidden_state.numpy()
+    hidden = [states[b, where] for b, where in enumerate(reference.positions)]
+    found = compare(reference, kept=kept, hidden=hidden)
+    assert found.mismatches == []
+    assert found.hidden <= 5e-5
+    assert len(found.agreeing) >= len(rows) - 1
+    assert sum(map(len, kept[-1])) < sum(map(len, rows))
 
 
 def test_what_training_cannot_do_is_refused() -> None:
