@@ -3,9 +3,9 @@
 Shapes: `transkimmer` (arXiv 2205.07324), a hidden layer as wide as the model and two outputs before
 every layer but the first; `tr-bert` (arXiv 2105.11618), one output before layer 1 and the middle
 layer; `adapler` (arXiv 2203.08991), 32 hidden units and a softmax over the tokens of the text,
-compared with eta / n. All are learned in the same way, straight through the decision: with noise
-for the first two (Gumbel's, as in Transkimmer), without for the last, and under a budget of work
-that counts the gates themselves. Evaluation takes the larger side, never a draw.
+compared with eta / n. All are learned in the same way, straight through the decision, under a
+budget of work that counts the gates themselves. The first two begin with noise (Gumbel's, as in
+Transkimmer), which fades, so that the budget is met by what evaluation does: never a draw.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class Gates(Method):
         leaving: how tokens leave.
     """
 
+    noise: Tensor
+    """How much of it there is, from 1 to 0."""
+
     def __init__(
         self,
         widths: Widths,
@@ -66,6 +69,7 @@ class Gates(Method):
                     value.zero_()
                     if not self.softmax:
                         value[-1] = _FIRST_LOGIT
+        self.register_buffer("noise", torch.ones(()))
         self.eta = nn.Parameter(torch.full((len(self.layers),), _FIRST_ETA), self.softmax)
 
     def score(self, place: int, hidden: Tensor, alive: Tensor) -> Tensor:
@@ -79,7 +83,8 @@ class Gates(Method):
         return shares * alive.sum(dim=1, keepdim=True)
 
     @torch.no_grad()
-    def limit(self) -> None:
+    def after_step(self, done: float) -> None:
+        self.noise.fill_(1 - done)
         self.eta.clamp_(min=0.0)
 
     def chooser(self) -> SoftGates:
@@ -133,7 +138,7 @@ class SoftGates(SoftChooser):
             distance = (scores - gates.eta[place]) / _TEMPERATURE
         else:
             noise = torch.rand_like(scores).clamp(1e-6, 1 - 1e-6)
-            distance = scores + noise.log() - (1 - noise).log()
+            distance = scores + gates.noise * (noise.log() - (1 - noise).log())
         stays = straight_through(distance >= 0, torch.sigmoid(distance))
         self.leave(run, stays, run.alive & ~run.notes["protected"])
         self.show(run, hidden)

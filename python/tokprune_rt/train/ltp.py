@@ -64,7 +64,7 @@ class LtpThresholds(Method):
         return normalise({"kind": "attn_col", "norm": norm}, run, column, protected)
 
     @torch.no_grad()
-    def limit(self) -> None:
+    def after_step(self, done: float) -> None:
         self.theta.clamp_(min=0.0)
 
     def chooser(self) -> SoftLtp:

@@ -56,8 +56,8 @@ class Method(nn.Module, ABC):
         """The same from the tokens that each layer left, see `Widths.share_of_dense`."""
         return self.widths.share_of_dense(lengths, left)
 
-    def limit(self) -> None:
-        """Keep parameters where they mean something; called after every step."""
+    def after_step(self, done: float) -> None:
+        """Keep parameters where they mean something; ``done``: share of the stage."""
 
     def rule(self) -> dict[str, Any]:
         """Who never leaves, in the terms of a compiled plan."""

@@ -37,7 +37,7 @@ class PowerRetention(Method):
         self.retention = nn.Parameter(torch.ones(widths.layers - 1, longest))
 
     @torch.no_grad()
-    def limit(self) -> None:
+    def after_step(self, done: float) -> None:
         self.retention.clamp_(0.0, 1.0)
 
     def chooser(self) -> FadingByRank:

@@ -302,7 +302,7 @@ def _learn(
         lambda: method.chooser() if method.training else PolicyChooser(method.policy()),
         loss,
         {"method": (method, schedule.method_rate), "budget": (budget, _BUDGET_RATE)},
-        lambda _: method.limit(),
+        method.after_step,
         keep_best=False,
     )
     training.run_stage(soft)

@@ -66,7 +66,7 @@ class TopMasks(Method):
         return SoftTop(self)
 
     @torch.no_grad()
-    def limit(self) -> None:
+    def after_step(self, done: float) -> None:
         self.bit.clamp_(-_LIMIT, _LIMIT)
         self.gate.clamp_(-_LIMIT, _LIMIT)
 
