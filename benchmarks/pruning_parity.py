@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from tokprune_rt.loading import load
 from tokprune_rt.policy import find_policy
-from tokprune_rt.tokenizer import Tokens
-from tokprune_rt.train import Examples, MaskedEncoder, PolicyChooser
+from tokprune_rt.train import Data, MaskedEncoder, PolicyChooser
 from tokprune_rt.train.data import collate
 from tokprune_rt.train.evaluating import task_of
+from tokprune_rt.train.folders import finetuned_model
+from tokprune_rt.train.masked import rows_of
 
 _BATCH = 32
 
@@ -36,17 +35,21 @@ class Parity:
     runtime_score: float
 
 
-def parity(folder: Path, data: Examples, metric: str | None) -> Parity:
+def parity(folder: Path, data: Data, metric: str | None) -> Parity:
     """Both sides on the same tokens, in batches of neighbours in length."""
     model = load(folder, precision="fp32")
     policy = find_policy(folder)
     if policy is None:
         raise ValueError(f"{folder} has no policy")
-    theirs = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    encoder = MaskedEncoder(theirs.eval())
-    tokens: Sequence[Tokens] = model.tokenizer.tokenize(data.texts)
+    theirs = finetuned_model(folder)
+    theirs.train(False)
+    encoder = MaskedEncoder(theirs)
+    task = task_of(model, metric)
+    encoded = task.encode(data, model.tokenizer)
+    tokens = encoded.tokens
     order = np.argsort([len(item) for item in tokens], kind="stable")
-    logits = [np.zeros((len(tokens), len(model.labels)), np.float32) for _ in range(2)]
+    empty = np.zeros(0, np.float32)
+    logits = [[empty] * len(tokens), [empty] * len(tokens)]
     decisions = different = 0
     typed = model.config.type_vocab_size > 1
     with torch.inference_mode(), encoder.choosing(PolicyChooser(policy)):
@@ -61,14 +64,14 @@ def parity(folder: Path, data: Examples, metric: str | None) -> Parity:
                 trace=True,
                 segment_ids=[item.segments for item in part],
             )
-            logits[0][places], logits[1][places] = output.logits.numpy(), ours.logits
-            assert ours.trace is not None
+            assert ours.trace is not None and ours.logits is not None
+            both = zip(places, rows_of(output, run.lengths), ours.logits, strict=True)
+            for place, trained, ran in both:
+                logits[0][place], logits[1][place] = trained.numpy(), ran
             for layer, alive in enumerate(run.kept):
                 for row, kept in enumerate(ours.trace.kept[layer]):
                     here = np.zeros(alive.shape[1], bool)
                     here[kept] = True
                     different += int((here != alive[row].numpy()).sum())
                     decisions += len(part[row])
-    task = task_of(model, metric)
-    targets = task.targets(data.labels)
-    return Parity(decisions, different, *(task.score(found, targets) for found in logits))
+    return Parity(decisions, different, *(task.score(found, encoded) for found in logits))

@@ -2,51 +2,47 @@
 
     python benchmarks/pruning_table.py --data FOLDER --out DIR --task mrpc --task trec
 
-FOLDER holds public sets: glue/MRPC, glue/RTE, glue/CoLA, glue/STS-B, glue/SST-2, sick, trec. All
-models begin with all-MiniLM-L6-v2; their folders are kept in DIR and not trained again. A tenth of
-the training examples is held out to choose by; scores are of the set's test or dev split, which
-nothing was chosen on. Top-k and random leave the share of the tokens at which they do the work of
-the learned method that leaves the most, on the dense model's weights.
+FOLDER holds public sets, see pruning_sets.py. All models begin with all-MiniLM-L6-v2; their folders
+are kept in DIR and not trained again. A tenth of the training examples is held out to choose by;
+scores are of the set's test or dev split, which nothing was chosen on. Top-k and random leave the
+share of the tokens at which they do the work of the learned method that leaves the most, on the
+dense model's weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import time
-import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pruning_parity import Parity, parity
+from pruning_sets import SETS, split
 
 from tokprune_rt.files import atomic_file
 from tokprune_rt.loader import describe_model
 from tokprune_rt.loading import load
-from tokprune_rt.tokenizer import TextOrPair
 from tokprune_rt.train import (
-    Columns,
+    Data,
     Evaluation,
-    Examples,
     Run,
     Settings,
     evaluate,
     finetune,
-    read_examples,
     train_gate,
     train_ltp,
     train_power_bert,
     train_top,
 )
-from tokprune_rt.train.evaluating import run_texts
+from tokprune_rt.train.evaluating import run_texts, task_of
 from tokprune_rt.train.folders import quiet_transformers
 from tokprune_rt.train.latency import ratio_policy
+from tokprune_rt.train.leaving import leaving_of
 
 MODEL, SEPARATOR = "all-MiniLM-L6-v2", 102
 LEARNED = {
@@ -55,85 +51,6 @@ LEARNED = {
     "top": train_top,
     "gate": train_gate,
 }
-
-
-def tsv(path: str, text: str, pair: str | None = None, label: str = "label") -> Callable[..., Any]:
-    return lambda folder: read_examples(folder / path, Columns(text, label, pair))
-
-
-def sick(name: str) -> Callable[[Path], Examples]:
-    def read(folder: Path) -> Examples:
-        columns = Columns("sentence_A", "relatedness_score", "sentence_B")
-        lines = (folder / "sick" / name).read_text(encoding="utf-8").splitlines()
-        rows = [line.split("\t") for line in lines if line]
-        places = [rows[0].index(column) for column in columns.names]
-        texts: list[TextOrPair] = [(row[places[0]], row[places[1]]) for row in rows[1:]]
-        return Examples(texts, [row[places[2]] for row in rows[1:]])
-
-    return read
-
-
-def trec(name: str) -> Callable[[Path], Examples]:
-    def read(folder: Path) -> Examples:
-        with zipfile.ZipFile(folder / "trec" / "qc.zip") as archive:
-            lines = io.TextIOWrapper(archive.open(f"qc/{name}.txt"), encoding="latin-1")
-            pairs = [line.strip().split(" ", 1) for line in lines if line.strip()]
-        return Examples([text for _, text in pairs], [kind.split(":")[0] for kind, _ in pairs])
-
-    return read
-
-
-@dataclass(frozen=True)
-class Set:
-    """A task: its data, how it is scored, and the length that the literature pads it to."""
-
-    train: Callable[[Path], Examples]
-    test: Callable[[Path], Examples]
-    padded_to: int
-    metric: str | None = None
-    regression: bool = False
-    most: int = 0
-
-
-_MRPC = {"text": "#1 String", "pair": "#2 String", "label": "Quality"}
-_PAIR = {"text": "sentence1", "pair": "sentence2"}
-SETS = {
-    "mrpc": Set(tsv("glue/MRPC/train.tsv", **_MRPC), tsv("glue/MRPC/dev.tsv", **_MRPC), 128, "f1"),
-    "rte": Set(tsv("glue/RTE/train.tsv", **_PAIR), tsv("glue/RTE/dev.tsv", **_PAIR), 256),
-    "cola": Set(
-        tsv("glue/CoLA/train.tsv", "3", label="1"),
-        tsv("glue/CoLA/dev.tsv", "3", label="1"),
-        64,
-        "matthews",
-    ),
-    "sts-b": Set(
-        tsv("glue/STS-B/train.tsv", **_PAIR, label="score"),
-        tsv("glue/STS-B/dev.tsv", **_PAIR, label="score"),
-        64,
-        regression=True,
-    ),
-    "sst-2": Set(
-        tsv("glue/SST-2/train.tsv", "sentence"),
-        tsv("glue/SST-2/dev.tsv", "sentence"),
-        64,
-        most=16_000,
-    ),
-    "sick": Set(sick("SICK_train.txt"), sick("SICK_test_annotated.txt"), 64, regression=True),
-    "trec": Set(trec("train"), trec("test"), 64),
-}
-
-
-def split(data: Examples, most: int, seed: int) -> tuple[Examples, Examples]:
-    """Training examples, and the tenth that is held out."""
-    order = np.random.default_rng(seed).permutation(len(data))
-    if most:
-        order = order[:most]
-    held = len(order) // 10
-
-    def part(places: Any) -> Examples:
-        return Examples([data.texts[i] for i in places], [data.labels[i] for i in places])
-
-    return part(order[held:]), part(order[:held])
 
 
 def train_all(
@@ -152,7 +69,15 @@ def train_all(
 
     def run(source: Path | str, target: Path) -> Run:
         return Run(
-            str(source), target, train, held, chosen.regression, chosen.metric, None, settings, say
+            str(source),
+            target,
+            train,
+            held,
+            chosen.regression,
+            chosen.metric,
+            chosen.max_length,
+            settings,
+            say,
         )
 
     for method in ("dense", *methods):
@@ -167,20 +92,21 @@ def train_all(
         say(f"{name}, {method}: {time.perf_counter() - begin:.0f} s")
 
 
-def equal_work(folder: Path, data: Examples, kind: str, macs: float) -> dict[str, Any]:
+def equal_work(folder: Path, data: Data, kind: str, macs: float) -> dict[str, Any]:
     """The policy of this kind that does ``macs`` of the dense model's work."""
-    layers = describe_model(folder)[0].layers
+    config = describe_model(folder)[0]
     score = {"kind": "attn_col"} if kind == "topk" else {"kind": "random"}
 
     def policy(share: float) -> dict[str, Any]:
         protect = {"first": True, "token_ids": [SEPARATOR]}
-        return ratio_policy(layers, share, score) | {"protect": protect}
+        policy = ratio_policy(config.layers, share, score) | {"protect": protect}
+        return leaving_of(config.task).document(policy)
 
     low, high = 0.0, 1.0
     for _ in range(7):
         middle = (low + high) / 2
         model = load(folder, policy(middle))
-        found = run_texts(model, model.tokenizer.tokenize(data.texts), None)
+        found = run_texts(model, task_of(model, None).encode(data, model.tokenizer).tokens, None)
         low, high = (low, middle) if found.macs > macs * found.macs_dense else (middle, high)
     return policy((low + high) / 2)
 

@@ -1,0 +1,153 @@
+"""The public sets of `pruning_table.py`, read from a folder that the caller names."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tokprune_rt.tokenizer import TextOrPair
+from tokprune_rt.train import Columns, Data, Examples, Questions, Sentences, read_examples
+
+Reader = Callable[[Path], Data]
+
+
+def file(path: str, text: str, pair: str | None = None, label: str = "label") -> Reader:
+    return lambda folder: read_examples(folder / path, Columns(text, label, pair))
+
+
+def sick(name: str) -> Reader:
+    def read(folder: Path) -> Examples:
+        columns = Columns("sentence_A", "relatedness_score", "sentence_B")
+        lines = (folder / "sick" / name).read_text(encoding="utf-8").splitlines()
+        rows = [line.split("\t") for line in lines if line]
+        places = [rows[0].index(column) for column in columns.names]
+        texts: list[TextOrPair] = [(row[places[0]], row[places[1]]) for row in rows[1:]]
+        return Examples(texts, [row[places[2]] for row in rows[1:]])
+
+    return read
+
+
+def trec(name: str) -> Reader:
+    def read(folder: Path) -> Examples:
+        with zipfile.ZipFile(folder / "trec" / "qc.zip") as archive:
+            lines = io.TextIOWrapper(archive.open(f"qc/{name}.txt"), encoding="latin-1")
+            pairs = [line.strip().split(" ", 1) for line in lines if line.strip()]
+        return Examples([text for _, text in pairs], [kind.split(":")[0] for kind, _ in pairs])
+
+    return read
+
+
+def wnut(name: str) -> Reader:
+    def read(folder: Path) -> Data:
+        with tempfile.TemporaryDirectory() as work:
+            path = shutil.copyfile(folder / "wnut17" / name, Path(work) / "wnut.conll")
+            return read_examples(path, Columns("tokens", "tags"))
+
+    return read
+
+
+def squad(name: str, but: str | None = None) -> Reader:
+    """Questions of a file, without those on a context that the file ``but`` has too."""
+
+    def read(folder: Path) -> Questions:
+        found, other = (
+            read_examples(folder / "squad" / each, Columns("context", "answers")) if each else None
+            for each in (name, but)
+        )
+        assert isinstance(found, Questions)
+        if other is None:
+            return found
+        assert isinstance(other, Questions)
+        seen = {item.context for item in other.items}
+        return Questions([item for item in found.items if item.context not in seen])
+
+    return read
+
+
+@dataclass(frozen=True)
+class Set:
+    """A task: its data, how it is scored, and the length that the literature pads it to.
+
+    ``most``: examples to learn from, drawn at random; 0: all.
+    """
+
+    train: Reader
+    test: Reader
+    padded_to: int
+    metric: str | None = None
+    regression: bool = False
+    max_length: int | None = None
+    most: int = 0
+
+
+_MRPC = {"text": "#1 String", "pair": "#2 String", "label": "Quality"}
+_PAIR = {"text": "sentence1", "pair": "sentence2"}
+
+
+def _glue(
+    name: str, split: str, text: str, pair: str | None = None, label: str = "label"
+) -> Reader:
+    return file(f"glue/{name}/{split}.tsv", text, pair, label)
+
+
+SETS = {
+    "mrpc": Set(_glue("MRPC", "train", **_MRPC), _glue("MRPC", "dev", **_MRPC), 128, "f1"),
+    "rte": Set(_glue("RTE", "train", **_PAIR), _glue("RTE", "dev", **_PAIR), 256),
+    "cola": Set(
+        _glue("CoLA", "train", "3", label="1"),
+        _glue("CoLA", "dev", "3", label="1"),
+        64,
+        "matthews",
+    ),
+    "sts-b": Set(
+        _glue("STS-B", "train", **_PAIR, label="score"),
+        _glue("STS-B", "dev", **_PAIR, label="score"),
+        64,
+        regression=True,
+    ),
+    "sst-2": Set(
+        _glue("SST-2", "train", "sentence"), _glue("SST-2", "dev", "sentence"), 64, most=16_000
+    ),
+    "sick": Set(sick("SICK_train.txt"), sick("SICK_test_annotated.txt"), 64, regression=True),
+    "trec": Set(trec("train"), trec("test"), 64),
+    "20news": Set(
+        file("20newsgroups/train.jsonl.gz", "text"),
+        file("20newsgroups/test.jsonl.gz", "text"),
+        512,
+        max_length=512,
+        most=3_000,
+    ),
+    "wnut17": Set(wnut("wnut17train.conll"), wnut("emerging.test.annotated"), 64),
+    "squad": Set(
+        squad("dev-v2.0.json"),
+        squad("xquad.en.json", but="dev-v2.0.json"),
+        384,
+        max_length=384,
+        most=3_000,
+    ),
+}
+
+
+def part(data: Data, places: Sequence[int]) -> Data:
+    """The examples at these places."""
+    if isinstance(data, Examples):
+        return Examples([data.texts[i] for i in places], [data.labels[i] for i in places])
+    if isinstance(data, Sentences):
+        return Sentences([data.words[i] for i in places], [data.tags[i] for i in places])
+    return Questions([data.items[i] for i in places])
+
+
+def split(data: Data, most: int, seed: int) -> tuple[Data, Data]:
+    """Training examples, and the tenth that is held out to choose by."""
+    order = np.random.default_rng(seed).permutation(len(data)).tolist()
+    if most:
+        order = order[:most]
+    held = len(order) // 10
+    return part(data, order[held:]), part(data, order[:held])
