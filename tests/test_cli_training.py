@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_cli import run
 from test_train import DEV, TRAIN
 
@@ -44,13 +45,15 @@ def dense(tiny: Any, tables: dict[str, Path]) -> Path:
 def test_train_and_evaluate(dense: Path, tables: dict[str, Path], tmp_path: Path) -> None:
     for method, options in (
         ("ltp", ["--method-rate", "0.05", "--epochs", "2"]),
-        ("top", ["--target-macs", "0.7", "--method-rate", "0.2", "--epochs", "2", "--bins", "5"]),
+        ("top", ["--method-rate", "0.2", "--epochs", "2", "--bins", "5", "--bf16"]),
     ):
         folder = tmp_path / method
         fixed = [*options, "--rate", "0.001", "--hard-epochs", "1", *columns(tables)]
         result = run("train", method, dense, folder, *fixed)
         assert f"{method}-hard, epoch 1 of 1: dev" in result.stderr
         assert tokprune_rt.load(folder).policy_hash != "off"
+        weights = load_file(folder / "model.safetensors").values()
+        assert {tensor.dtype for tensor in weights} == {torch.float32}
     data = ["--data", tables["dev"], "--text", "sentence", "--label", "kind"]
     files = ["--json", tmp_path / "e.json", "--plot", tmp_path / "e.png"]
     precisions = ["--precision", "fp32", "--precision", "int8"]

@@ -15,6 +15,7 @@ from tokprune_rt.cli.options import ThreadsOption
 from tokprune_rt.cli.training_options import (
     LOOP,
     BatchOption,
+    Bf16Option,
     ConfigOption,
     DeviceOption,
     DevOption,
@@ -23,6 +24,7 @@ from tokprune_rt.cli.training_options import (
     MetricOption,
     OutArgument,
     PairOption,
+    PatienceOption,
     RegressionOption,
     SeedOption,
     SourceArgument,
@@ -45,9 +47,7 @@ def _run(
     regression: bool,
     metric: str | None,
     max_length: int | None,
-    batch_size: int,
-    seed: int,
-    device: str,
+    settings: dict[str, Any],
     threads: int | None,
 ) -> Run:
     need_torch()
@@ -58,6 +58,7 @@ def _run(
     from tokprune_rt.train.folders import quiet_transformers
 
     torch.set_num_threads(threads or default_threads())
+    device = settings["device"]
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -73,7 +74,7 @@ def _run(
         regression,
         metric,
         max_length,
-        Settings(batch_size=batch_size, seed=seed, device=device),
+        Settings(**settings),
         lambda line: err().print(line, markup=False, soft_wrap=True),
     )
 
@@ -133,6 +134,8 @@ def finetune(
     rate: Annotated[float, number("--rate", "Learning rate.")] = 5e-5,
     batch_size: BatchOption = 32,
     seed: SeedOption = 0,
+    patience: PatienceOption = 0,
+    bf16: Bf16Option = False,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     config: ConfigOption = None,
@@ -155,10 +158,17 @@ def finetune(
       tokprune finetune all-MiniLM-L6-v2 ner --train train.conll --dev dev.conll
       tokprune finetune all-MiniLM-L6-v2 qa --train train.json --dev dev.json
     """
+    settings = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "patience": patience,
+        "bf16": bf16,
+        "device": device,
+    }
+    columns = (text, pair, label)
     run = _run(
-        source, target, train, dev, (text, pair, label), regression, metric, max_length,
-        batch_size, seed, device, threads,
-    )  # fmt: skip
+        source, target, train, dev, columns, regression, metric, max_length, settings, threads
+    )
     from tokprune_rt.train import finetune as recipe
 
     with _resumable(run):
@@ -230,6 +240,8 @@ def train(
     ] = None,
     batch_size: BatchOption = 32,
     seed: SeedOption = 0,
+    patience: PatienceOption = 0,
+    bf16: Bf16Option = False,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     config: ConfigOption = None,
@@ -255,10 +267,17 @@ def train(
     for name in given:
         if (name, method) not in _OF_METHOD:
             raise ValueError(f"--{name.replace('_', '-')} is not an option of `train {method}`")
+    settings = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "patience": patience,
+        "bf16": bf16,
+        "device": device,
+    }
+    columns = (text, pair, label)
     run = _run(
-        source, target, train, dev, (text, pair, label), regression, metric, max_length,
-        batch_size, seed, device, threads,
-    )  # fmt: skip
+        source, target, train, dev, columns, regression, metric, max_length, settings, threads
+    )
     from tokprune_rt.train import SCHEDULES, recipes
 
     recipe = getattr(recipes, f"train_{method.replace('-', '_')}")

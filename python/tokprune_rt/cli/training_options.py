@@ -103,6 +103,22 @@ BatchOption = Annotated[
 SeedOption = Annotated[
     int, typer.Option("--seed", metavar="N", min=0, help="Of everything.", rich_help_panel=LOOP)
 ]
+Bf16Option = Annotated[
+    bool,
+    typer.Option(
+        "--bf16", help="Steps in bfloat16, where the machine is fast at it.", rich_help_panel=LOOP
+    ),
+]
+PatienceOption = Annotated[
+    int,
+    typer.Option(
+        "--patience",
+        metavar="N",
+        min=0,
+        help="End fine-tuning and hard epochs after so many without a better dev score; 0: never.",
+        rich_help_panel=LOOP,
+    ),
+]
 DeviceOption = Annotated[
     str,
     typer.Option("--device", metavar="NAME", help="cpu, cuda ...", rich_help_panel=LOOP),

@@ -38,6 +38,7 @@ class Settings:
         clip: largest norm of the weights' gradient, and of the method's own.
         patience: epochs without a better dev score after which a stage ends; 0: never.
         save_seconds: time between checkpoints.
+        bf16: compute the steps' products in bfloat16; decisions and evaluations stay float32.
         device: of the training.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     clip: float = 1.0
     patience: int = 0
     save_seconds: float = 60.0
+    bf16: bool = False
     device: str = "cpu"
 
 
@@ -76,6 +78,10 @@ class Stage:
     own: Mapping[str, tuple[nn.Module, float]] = field(default_factory=dict)
     after_step: Callable[[float], None] = lambda _: None
     keep_best: bool = True
+
+    def set_training(self, model: nn.Module, mode: bool) -> None:
+        for module in (model, *(own for own, _ in self.own.values())):
+            module.train(mode)
 
 
 class OtherRunError(ValueError):
@@ -157,7 +163,7 @@ class Training:
         saved_at = time.monotonic()
         while state.epoch < stage.epochs and not self._gave_up(stage, state):
             batches = self._batches(state.epoch)
-            _set_training([model, *(module for module, _ in stage.own.values())], True)
+            stage.set_training(model, True)
             while state.step < len(batches):
                 self._step(stage, optimizer, schedule, batches[state.step], state, total)
                 state.step += 1
@@ -165,7 +171,7 @@ class Training:
                     self._save(stage, optimizer, schedule, state)
                     saved_at = time.monotonic()
             state.epoch, state.step = state.epoch + 1, 0
-            _set_training([model, *(module for module, _ in stage.own.values())], False)
+            stage.set_training(model, False)
             score, kept = self.evaluate(stage.chooser())
             if not stage.keep_best or score > state.best_score:
                 state.best_score, state.best_epoch = score, state.epoch
@@ -241,7 +247,8 @@ class Training:
         model = self.encoder.model
         targets = self.train.targets[torch.from_numpy(places)].to(self._device)
         done = state.taken / total
-        with self.encoder.choosing(stage.chooser()):
+        narrow = torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bf16)
+        with narrow, self.encoder.choosing(stage.chooser()):
             output, run = self.encoder.run(self.inputs(self.train, places))
             logits = logits_of(output, run.real)
             targets = self.task.aligned(targets, run.real)
@@ -373,11 +380,6 @@ def _set_random_state(states: list[Tensor]) -> None:
     torch.set_rng_state(states[0].cpu())
     if len(states) > 1:
         torch.cuda.set_rng_state_all([state.cpu() for state in states[1:]])
-
-
-def _set_training(modules: Iterable[nn.Module], mode: bool) -> None:
-    for module in modules:
-        module.train(mode)
 
 
 def _groups(model: nn.Module, stage: Stage, decay: float) -> list[dict[str, Any]]:

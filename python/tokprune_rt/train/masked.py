@@ -151,7 +151,8 @@ class MaskedEncoder:
             run = self._current()
             if self._chooser is not None:
                 hidden = args[0] if args else kwargs["hidden_states"]
-                self._chooser.before_layer(run, index, hidden)
+                with _exactly(hidden):
+                    self._chooser.before_layer(run, index, hidden)
 
         return hook
 
@@ -162,7 +163,8 @@ class MaskedEncoder:
             run = self._current()
             hidden = output if isinstance(output, Tensor) else output[0]
             if self._chooser is not None:
-                hidden = self._chooser.after_layer(run, index, hidden)
+                with _exactly(hidden):
+                    hidden = self._chooser.after_layer(run, index, hidden)
             run.kept.append(run.alive)
             if last and run.saved is not None and run.restored is not None:
                 hidden = torch.where(run.restored[..., None], run.saved, hidden)
@@ -202,7 +204,8 @@ class MaskedEncoder:
             passive = run.passive
             probs = masked_softmax(logits, run.alive, run.weight)
             if self._chooser is not None:
-                self._chooser.after_softmax(run, index, probs, value, hidden_states)
+                with _exactly(probs):
+                    self._chooser.after_softmax(run, index, probs, value, hidden_states)
             context = dropout(probs).to(value.dtype) @ value
             context = context.transpose(1, 2).flatten(2)
             if passive is not None:
@@ -211,6 +214,11 @@ class MaskedEncoder:
             return project(context), None
 
         return forward
+
+
+def _exactly(rows: Tensor) -> torch.autocast:
+    """Decisions are not for bfloat16, whatever the products around them are."""
+    return torch.autocast(rows.device.type, enabled=False)
 
 
 def logits_of(output: Any, real: Tensor) -> Tensor:
