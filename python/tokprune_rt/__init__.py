@@ -18,6 +18,7 @@ from tokprune_rt.errors import (
 if TYPE_CHECKING:
     from tokprune_rt.exporting import export
     from tokprune_rt.integrations.cross_encoder import CrossEncoder
+    from tokprune_rt.integrations.pipelines import pipeline
     from tokprune_rt.integrations.sentence_transformers import SentenceTransformer
     from tokprune_rt.loading import load
     from tokprune_rt.model import Model
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "export",
     "load",
+    "pipeline",
 ]
 
 _LAZY = {
@@ -50,6 +52,7 @@ _LAZY = {
     "Trace": "tokprune_rt.outputs",
     "export": "tokprune_rt.exporting",
     "load": "tokprune_rt.loading",
+    "pipeline": "tokprune_rt.integrations.pipelines",
 }
 
 

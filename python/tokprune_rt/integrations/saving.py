@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tokprune_rt.loader.config import read_json
+from tokprune_rt.loader.tokenizer_files import TOKENIZER_FILES
+from tokprune_rt.loader.weights import WeightFiles
 from tokprune_rt.model import Model
 
 _MODULES = "modules.json"
@@ -42,6 +44,22 @@ def save_model(model: Model, path: str | os.PathLike[str], settings: Mapping[str
         if model.policy is not None:
             model.policy.save(copy)
         shutil.copytree(copy, target, dirs_exist_ok=True, copy_function=os.replace)
+
+
+def save_encoder(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write only the encoder's own files and the tokenizer's, and the pruning policy in use."""
+    target, source = Path(path), model.setup.encoder_folder
+    target.mkdir(parents=True, exist_ok=True)
+    files = [source / name for name in ("config.json", *TOKENIZER_FILES)]
+    files += WeightFiles(source).files()
+    for file in files:
+        copy = target / file.name
+        if file.is_file() and not (copy.exists() and copy.samefile(file)):
+            shutil.copy(file, copy)
+    limits = {"max_seq_length": model.max_seq_length, "do_lower_case": model.setup.do_lower_case}
+    _write(target / _LIMITS, limits)
+    if model.policy is not None:
+        model.policy.save(target)
 
 
 def _write_settings(model: Model, folder: Path, settings: Mapping[str, Any]) -> None:
