@@ -16,7 +16,7 @@ from same import same, same_outcome
 import tokprune_rt
 from tokprune_rt.policy import preset
 
-sentence_transformers = pytest.importorskip("sentence_transformers")
+sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6.0")
 
 QUERY = "who wrote the first program?"
 DOCUMENTS = [

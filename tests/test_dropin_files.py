@@ -17,7 +17,7 @@ from same import same
 import tokprune_rt
 from tokprune_rt.policy import preset
 
-sentence_transformers = pytest.importorskip("sentence_transformers")
+sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6.0")
 
 TEXTS = [
     "Ada Lovelace wrote the first program in London.",

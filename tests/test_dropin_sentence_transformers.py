@@ -20,7 +20,7 @@ from tokprune_rt.integrations.quantization import quantize_embeddings
 from tokprune_rt.integrations.settings import PolicyMismatchWarning
 from tokprune_rt.policy import preset
 
-sentence_transformers = pytest.importorskip("sentence_transformers")
+sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6.0")
 
 # Neither sorted by length nor all different.
 TEXTS = [

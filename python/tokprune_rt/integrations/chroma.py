@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tokprune_rt.integrations.extras import missing
 from tokprune_rt.integrations.sentence_transformers import SentenceTransformer
-from tokprune_rt.integrations.settings import Settings, vector_policy, warn_if_different
+from tokprune_rt.integrations.settings import Settings, warn_if_different
 from tokprune_rt.policy import PolicySource
 
 try:
@@ -54,12 +54,12 @@ class TokpruneEmbeddingFunction(EmbeddingFunction[Documents]):
     def _rows(self, vectors: NDArray[Any]) -> list[NDArray[np.float32]]:
         return [np.asarray(vector, dtype=np.float32) for vector in vectors]
 
-    def __call__(self, input: Documents) -> list[NDArray[np.float32]]:
+    def __call__(self, input: Documents) -> Any:
         """One float32 array per document."""
         normalize = self.normalize_embeddings
         return self._rows(self._client.encode_document(list(input), normalize_embeddings=normalize))
 
-    def embed_query(self, input: Documents) -> list[NDArray[np.float32]]:
+    def embed_query(self, input: Documents) -> Any:
         """One float32 array per query."""
         normalize = self.normalize_embeddings
         return self._rows(self._client.encode_query(list(input), normalize_embeddings=normalize))
@@ -69,11 +69,11 @@ class TokpruneEmbeddingFunction(EmbeddingFunction[Documents]):
         """The name that a collection stores."""
         return "tokprune_rt"
 
-    def default_space(self) -> str:
+    def default_space(self) -> Any:
         """``"cosine"``."""
         return "cosine"
 
-    def supported_spaces(self) -> list[str]:
+    def supported_spaces(self) -> Any:
         """All of Chroma's."""
         return ["cosine", "l2", "ip"]
 
@@ -91,9 +91,9 @@ class TokpruneEmbeddingFunction(EmbeddingFunction[Documents]):
         """The function that a collection was made with."""
         options = {key: value for key, value in config.items() if key != "policy_hash"}
         found = TokpruneEmbeddingFunction(**options)
-        now = vector_policy(found._client.model, found._client.profile)
-        profile = None if now == ("off", None) else now[1]
-        warn_if_different(now, (config.get("policy_hash", "off"), profile), stacklevel=3)
+        # The profile is among the settings, so it cannot have changed.
+        stored = config.get("policy_hash", "off")
+        warn_if_different((found.policy_hash, None), (stored, None), stacklevel=3)
         return found
 
     @staticmethod
