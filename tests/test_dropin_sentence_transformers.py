@@ -352,8 +352,13 @@ def test_processes(both: tuple[Any, Any]) -> None:
         same(tokens, theirs.encode(TEXTS, output_value="token_embeddings"))
         with pytest.raises(ValueError, match="chunk_size must be at least 1"):
             ours.encode(texts, pool=pool, chunk_size=0)
-        with pytest.raises(RuntimeError, match="unknown profile"):
+        with pytest.raises(ValueError, match="unknown profile"):
             ours.encode(texts, pool=pool, profile="absent")
+        pool["processes"][0].terminate()
+        pool["processes"][0].join()
+        pool["processes"][1].terminate()
+        with pytest.raises(RuntimeError, match="of the pool's processes died"):
+            ours.encode(texts, pool=pool)
     finally:
         ours.stop_multi_process_pool(pool)
     with pytest.raises(ValueError, match="target_devices must be"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import pickle
 import queue
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,8 +49,16 @@ def _work(model: Any, tasks: Any, results: Any) -> None:
         try:
             results.put((number, model.infer(inputs, **options)))
         except Exception as err:
-            # An exception of any class may not survive the way through the queue.
-            results.put((number, RuntimeError(f"{type(err).__name__}: {err}")))
+            results.put((number, _portable(err)))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself when it survives the way through the queue, else its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def run(
@@ -62,7 +71,8 @@ def run(
 ) -> Any:
     """Send ``inputs`` in chunks through a pool and join the results in order.
 
-    Raises ValueError for a chunk size below 1, RuntimeError when a worker fails or dies.
+    Raises ValueError for a chunk size below 1, what a worker raised, and RuntimeError when one
+    died.
     """
     if chunk_size is None:
         share = math.ceil(len(inputs) / len(pool["processes"]) / 10)
