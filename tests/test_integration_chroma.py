@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tokprune_rt
 from tokprune_rt.integrations.settings import PolicyMismatchWarning
 from tokprune_rt.policy import preset
 
@@ -97,3 +98,13 @@ def test_another_policy_warns(function: Any, minilm_folder: Path, tmp_path: Path
     path.write_text(json.dumps(preset("quantile", layers=6, q=0.6)))
     with pytest.warns(PolicyMismatchWarning, match="should not be compared"):
         client(tmp_path / "store").get_collection("texts").query(query_texts=[QUERY])
+
+
+def test_prompts(function: Any, prompted_folder: Path) -> None:
+    model = tokprune_rt.load(prompted_folder)
+    query = model.encode(QUERY, prompt_name="query")
+    expected = model.encode(TEXTS, prompt_name="document")
+    assert np.abs(query - model.encode(QUERY, prompt_name="document")).max() > 1e-3
+    prompted = function(str(prompted_folder))
+    np.testing.assert_array_equal(prompted.embed_query([QUERY])[0], query)
+    np.testing.assert_array_equal(prompted(TEXTS), expected)

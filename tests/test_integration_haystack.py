@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tokprune_rt
 from tokprune_rt.policy import preset
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -101,3 +102,15 @@ def test_refusals(module: Any, minilm_folder: Path) -> None:
     for wrong in ("a", ["a"]):
         with pytest.raises(TypeError, match="takes a list of Document"):
             many.run(wrong)
+
+
+def test_prompts(module: Any, prompted_folder: Path) -> None:
+    model = tokprune_rt.load(prompted_folder)
+    query = model.encode(QUERY, prompt_name="query")
+    expected = model.encode(TEXTS, prompt_name="document")
+    assert np.abs(query - model.encode(QUERY, prompt_name="document")).max() > 1e-3
+    asked = module.TokpruneTextEmbedder(str(prompted_folder)).run(QUERY)
+    np.testing.assert_array_equal(np.float32(asked["embedding"]), query)
+    embedder = module.TokpruneDocumentEmbedder(str(prompted_folder), progress_bar=False)
+    found = [document.embedding for document in embedder.run(documents())["documents"]]
+    np.testing.assert_array_equal(np.float32(found), expected)

@@ -82,3 +82,13 @@ def test_settings(embeddings: Any, minilm_folder: Path) -> None:
         kind(model=str(minilm_folder), colour="red")
     with pytest.raises(ValueError, match="inputs\\[1\\] must be a str, got int"):
         embeddings.embed_documents(["a", 1])
+
+
+def test_prompts(embeddings: Any, prompted_folder: Path) -> None:
+    model = tokprune_rt.load(prompted_folder)
+    query = model.encode(QUERY, prompt_name="query")
+    expected = model.encode(TEXTS, prompt_name="document")
+    assert np.abs(query - model.encode(QUERY, prompt_name="document")).max() > 1e-3
+    prompted = type(embeddings)(model=str(prompted_folder))
+    np.testing.assert_array_equal(np.float32(prompted.embed_query(QUERY)), query)
+    np.testing.assert_array_equal(np.float32(prompted.embed_documents(TEXTS)), expected)

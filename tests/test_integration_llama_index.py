@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tokprune_rt
 from tokprune_rt.policy import preset
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -71,3 +72,14 @@ def test_serialisation(model: Any, minilm_folder: Path, tmp_path: Path) -> None:
     for copy in (kind.from_dict(stored), pickle.loads(pickle.dumps(pruned))):
         assert copy.get_text_embedding_batch(TEXTS) == expected
         assert copy.policy_hash == pruned.policy_hash
+
+
+def test_prompts(model: Any, prompted_folder: Path) -> None:
+    direct = tokprune_rt.load(prompted_folder)
+    query = direct.encode(QUERY, True, prompt_name="query")
+    expected = direct.encode(TEXTS, True, prompt_name="document")
+    assert np.abs(query - direct.encode(QUERY, True, prompt_name="document")).max() > 1e-3
+    prompted = type(model)(model_name=str(prompted_folder))
+    np.testing.assert_array_equal(np.float32(prompted.get_query_embedding(QUERY)), query)
+    found = prompted.get_text_embedding_batch(TEXTS)
+    np.testing.assert_array_equal(np.float32(found), expected)
