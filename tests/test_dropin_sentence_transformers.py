@@ -16,7 +16,6 @@ from engine_calls import SLACK
 from same import TOLERANCE, same, same_outcome
 
 import tokprune_rt
-from tokprune_rt.integrations.quantization import quantize_embeddings
 from tokprune_rt.integrations.settings import PolicyMismatchWarning
 from tokprune_rt.policy import preset
 
@@ -138,25 +137,6 @@ def test_signs(both: tuple[Any, Any], precision: str) -> None:
     values = theirs.encode(TEXTS)
     assert np.abs(values[bits[0] != bits[1]]).max(initial=0) < TOLERANCE * SLACK
     assert ours.encode(TEXTS[0], precision=precision).shape == (values.shape[1] // 8,)
-
-
-@pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
-@pytest.mark.parametrize("extra", ["none", "ranges", "calibration_embeddings"])
-def test_quantisation_is_theirs(precision: str, extra: str) -> None:
-    generator = np.random.default_rng(0)
-    values = generator.normal(size=(120, 37)).astype(np.float32)
-    values[:, 3] = 0.5
-    options: dict[str, Any] = {}
-    if extra == "ranges":
-        options["ranges"] = np.stack([values.min(0) / 2, values.max(0) / 2])
-    elif extra == "calibration_embeddings":
-        options[extra] = generator.normal(size=(200, 37)).astype(np.float32)
-    expected = sentence_transformers.quantize_embeddings(values, precision, **options)
-    found = quantize_embeddings(values, precision, **options)
-    assert found.dtype == expected.dtype
-    np.testing.assert_array_equal(found, expected)
-    with pytest.raises(TypeError, match="must be floats, got int8"):
-        quantize_embeddings(values.astype(np.int8), precision)
 
 
 PROMPTED: dict[str, Call] = {
