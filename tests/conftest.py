@@ -68,6 +68,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> BuildModel:
 
 
 @pytest.fixture(scope="session")
+def prompted_folder(tiny: BuildModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random embedding model whose queries and documents have prompts of their own."""
+    import tokprune_rt
+
+    folder = tmp_path_factory.mktemp("prompted") / "model"
+    prompts = {"query": "who wrote the ", "document": "the capital of "}
+    tokprune_rt.SentenceTransformer(tiny("bert"), prompts=prompts).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def texts() -> list[str]:
     """Short texts with punctuation, accents, digits, other scripts and nothing at all."""
     return [

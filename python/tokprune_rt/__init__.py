@@ -17,6 +17,9 @@ from tokprune_rt.errors import (
 
 if TYPE_CHECKING:
     from tokprune_rt.exporting import export
+    from tokprune_rt.integrations.cross_encoder import CrossEncoder
+    from tokprune_rt.integrations.pipelines import pipeline
+    from tokprune_rt.integrations.sentence_transformers import SentenceTransformer
     from tokprune_rt.loading import load
     from tokprune_rt.model import Model
     from tokprune_rt.outputs import ForwardOutput, Stats, Trace
@@ -24,10 +27,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CrossEncoder",
     "ForwardOutput",
     "Model",
     "ModelFormatError",
     "PolicyError",
+    "SentenceTransformer",
     "Stats",
     "TokpruneError",
     "Trace",
@@ -35,15 +40,19 @@ __all__ = [
     "__version__",
     "export",
     "load",
+    "pipeline",
 ]
 
 _LAZY = {
+    "CrossEncoder": "tokprune_rt.integrations.cross_encoder",
     "ForwardOutput": "tokprune_rt.outputs",
     "Model": "tokprune_rt.model",
+    "SentenceTransformer": "tokprune_rt.integrations.sentence_transformers",
     "Stats": "tokprune_rt.outputs",
     "Trace": "tokprune_rt.outputs",
     "export": "tokprune_rt.exporting",
     "load": "tokprune_rt.loading",
+    "pipeline": "tokprune_rt.integrations.pipelines",
 }
 
 

@@ -117,8 +117,12 @@ class Model:
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens to which a text is cut."""
+        """Tokens to which a text is cut; None sets it to what the model can take."""
         return self.tokenizer.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, length: int | None) -> None:
+        self.tokenizer.set_max_length(length)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -87,20 +87,46 @@ class Tokenizer:
         self._backend.no_padding()
         if do_lower_case:
             self._add_lowercase()
-        self.max_length = _limit(options, max_length, max_positions)
+        self._options = options
+        self._max_positions = max_positions
         names = options.get("model_input_names")
         if isinstance(names, list):
-            self._typed = "token_type_ids" in names
+            self.typed = "token_type_ids" in names
         else:
-            self._typed = not _UNTYPED.match(str(options.get("tokenizer_class", "")))
-        direction = "left" if options.get("truncation_side") == "left" else "right"
-        if self.max_length <= self._backend.num_special_tokens_to_add(True):
-            raise ModelFormatError(
-                f"{folder}: the length limit of {self.max_length} tokens leaves no room for text "
-                "beside the special tokens"
-            )
-        self._backend.enable_truncation(self.max_length, direction=direction)
+            self.typed = not _UNTYPED.match(str(options.get("tokenizer_class", "")))
         self._folder = folder
+        self.max_length = _limit(options, max_length, max_positions)
+        try:
+            self._truncate(self._backend, self.max_length)
+        except ValueError as err:
+            raise ModelFormatError(f"{folder}: {err}") from None
+
+    def _truncate(self, backend: Backend, length: int) -> None:
+        if length <= backend.num_special_tokens_to_add(True):
+            raise ValueError(
+                f"the length limit of {length} tokens leaves no room for text beside the special "
+                "tokens"
+            )
+        direction = "left" if self._options.get("truncation_side") == "left" else "right"
+        backend.enable_truncation(length, direction=direction)
+
+    def set_max_length(self, length: int | None) -> None:
+        """Cut texts to ``length`` tokens from now on; None for what the model can take.
+
+        Raises TypeError for no integer, ValueError for what the model cannot take.
+        """
+        if length is None:
+            length = self._max_positions
+        if isinstance(length, bool) or not isinstance(length, int | np.integer):
+            raise TypeError(f"max_seq_length must be an int or None, got {type(length).__name__}")
+        if length > self._max_positions:
+            raise ValueError(
+                f"max_seq_length is {length}, the model takes at most {self._max_positions} tokens"
+            )
+        # Truncation is state of a backend; calls that are under way keep the one they have.
+        clone = type(self._backend).from_str(self._backend.to_str())
+        self._truncate(clone, int(length))
+        self._backend, self.max_length = clone, int(length)
 
     def _add_lowercase(self) -> None:
         from tokenizers import normalizers
@@ -129,6 +155,17 @@ class Tokenizer:
         """Ids of the special tokens."""
         added = self._backend.get_added_tokens_decoder()
         return frozenset(index for index, token in added.items() if token.special)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Id that fills up rectangular batches, for software that wants those."""
+        stated = self._options.get("pad_token")
+        content = stated.get("content") if isinstance(stated, dict) else stated
+        for candidate in (content, "[PAD]", "<pad>"):
+            index = self._backend.token_to_id(candidate) if isinstance(candidate, str) else None
+            if index is not None:
+                return index
+        return 0
 
     @cached_property
     def unknown_id(self) -> int | None:
@@ -194,10 +231,10 @@ class Tokenizer:
         """The arrays of an encoding."""
         ids = np.array(encoding.ids, dtype=np.int32)
         zeros = np.zeros(len(ids), dtype=np.int32)
-        if encoding.n_sequences == 1 and not self._typed:
+        if encoding.n_sequences == 1 and not self.typed:
             return Tokens(ids, zeros, zeros)
         given = np.array(encoding.type_ids, dtype=np.int32)
-        types = given if self._typed else zeros
+        types = given if self.typed else zeros
         if encoding.n_sequences == 1:
             return Tokens(ids, types, zeros)
         if given.any():

