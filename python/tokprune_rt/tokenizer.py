@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,8 +81,8 @@ class Tokenizer:
         do_lower_case: bool = False,
     ) -> None:
         options = read_tokenizer_config(folder)
-        self._untruncated_lock = threading.Lock()
-        self._untruncated_backend: Backend | None = None
+        self._variants_lock = threading.Lock()
+        self._variants: dict[str | None, Backend] = {}
         self._backend = build_tokenizer(folder, model_type, options)
         self._backend.no_padding()
         if do_lower_case:
@@ -93,13 +93,13 @@ class Tokenizer:
             self._typed = "token_type_ids" in names
         else:
             self._typed = not _UNTYPED.match(str(options.get("tokenizer_class", "")))
-        direction = "left" if options.get("truncation_side") == "left" else "right"
+        self._direction = "left" if options.get("truncation_side") == "left" else "right"
         if self.max_length <= self._backend.num_special_tokens_to_add(True):
             raise ModelFormatError(
                 f"{folder}: the length limit of {self.max_length} tokens leaves no room for text "
                 "beside the special tokens"
             )
-        self._backend.enable_truncation(self.max_length, direction=direction)
+        self._backend.enable_truncation(self.max_length, direction=self._direction)
         self._folder = folder
 
     def _add_lowercase(self) -> None:
@@ -114,15 +114,23 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({str(self._folder)!r}, max_length={self.max_length})"
 
-    def _untruncated(self) -> Backend:
+    def _variant(self, direction: str | None) -> Backend:
+        """A backend that cuts on this side, or not at all."""
+        if direction == self._direction:
+            return self._backend
         # Truncation is state of a backend, so changing it per call would not be safe between
         # threads.
-        with self._untruncated_lock:
-            if self._untruncated_backend is None:
+        with self._variants_lock:
+            if direction not in self._variants:
                 clone = type(self._backend).from_str(self._backend.to_str())
                 clone.no_truncation()
-                self._untruncated_backend = clone
-            return self._untruncated_backend
+                if direction is not None:
+                    clone.enable_truncation(self.max_length, direction=direction)
+                self._variants[direction] = clone
+            return self._variants[direction]
+
+    def _untruncated(self) -> Backend:
+        return self._variant(None)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -164,15 +172,17 @@ class Tokenizer:
         texts: Sequence[TextOrPair],
         *,
         truncate: bool = True,
+        direction: Literal["left", "right"] | None = None,
         offsets: bool = True,
         first: int = 0,
     ) -> list[Encoding]:
         """Tokenise, special tokens included.
 
-        Over-long texts are cut to ``max_length``, or refused with ValueError when ``truncate`` is
-        False; the message counts the texts from ``first``.
+        Over-long texts are cut to ``max_length`` on the side ``direction`` (default: the folder's),
+        or refused with ValueError when ``truncate`` is False; the message counts the texts from
+        ``first``.
         """
-        backend = self._backend if truncate else self._untruncated()
+        backend = self._variant(direction or self._direction) if truncate else self._untruncated()
         inputs = list(texts)
         if len(inputs) == 1:
             # A batch would wake the tokenizer's own threads, which take cores from the engine's.
@@ -206,14 +216,30 @@ class Tokenizer:
         owners = np.array([owner or 0 for owner in encoding.sequence_ids], dtype=np.int32)
         return Tokens(ids, types, np.maximum.accumulate(owners))
 
-    def tokenize(self, texts: Sequence[TextOrPair], *, truncate: bool = True) -> list[Tokens]:
+    def tokenize(
+        self,
+        texts: Sequence[TextOrPair],
+        *,
+        truncate: bool = True,
+        direction: Literal["left", "right"] | None = None,
+    ) -> list[Tokens]:
         """Tokenise to arrays, in chunks that bound the memory; see `encodings`."""
         found: list[Tokens] = []
         for first in range(0, len(texts), _CHUNK):
             part = texts[first : first + _CHUNK]
-            encodings = self.encodings(part, truncate=truncate, offsets=False, first=first)
+            encodings = self.encodings(
+                part, truncate=truncate, direction=direction, offsets=False, first=first
+            )
             found += [self.tokens(encoding) for encoding in encodings]
         return found
+
+    def raw_encodings(self, texts: Sequence[str], *, special_tokens: bool) -> list[Encoding]:
+        """Tokenise whole texts of any length, with or without the special tokens."""
+        return self._untruncated().encode_batch(list(texts), add_special_tokens=special_tokens)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Token ids back to text; ids outside the vocabulary leave nothing."""
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def windows(
         self, question: str, context: str, *, max_length: int | None = None, stride: int = 128

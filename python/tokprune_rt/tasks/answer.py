@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +59,38 @@ def answer(
             window, or a bad number.
         TypeError: question or context is no text.
     """
+    windows, text = context_windows(
+        model,
+        question,
+        context,
+        top_k=top_k,
+        max_answer_len=max_answer_len,
+        max_seq_len=max_seq_len,
+        doc_stride=doc_stride,
+    )
+    sequences = [window.tokens for window in windows]
+    logits = token_logits(model, sequences, profile=profile, batch_size=batch_size)
+    return best_answers(
+        windows,
+        logits,
+        text,
+        top_k=top_k,
+        max_answer_len=max_answer_len,
+        handle_impossible_answer=handle_impossible_answer,
+    )
+
+
+def context_windows(
+    model: Model,
+    question: object,
+    context: object,
+    *,
+    top_k: int,
+    max_answer_len: int,
+    max_seq_len: int | None,
+    doc_stride: int | None,
+) -> tuple[list[Window], str]:
+    """The windows that `answer` reads and the context's text; arguments and errors are its own."""
     model.require_task("question-answering", "answer")
     asked, text = check_text(question, "question"), check_text(context, "context")
     for name, value in (("question", asked), ("context", text)):
@@ -70,11 +103,21 @@ def answer(
     stride = min(DEFAULT_STRIDE, limit // 2) if doc_stride is None else doc_stride
     if stride < 0:
         raise ValueError(f"doc_stride must not be negative, got {doc_stride}")
-    windows = model.tokenizer.windows(asked, text, max_length=limit, stride=stride)
-    sequences = [window.tokens for window in windows]
+    return model.tokenizer.windows(asked, text, max_length=limit, stride=stride), text
+
+
+def best_answers(
+    windows: Sequence[Window],
+    logits: Sequence[FloatArray],
+    text: str,
+    *,
+    top_k: int,
+    max_answer_len: int,
+    handle_impossible_answer: bool,
+) -> Any:
+    """What logits [tokens, 2] of the windows say, in the form that `answer` returns."""
     answers: list[dict[str, Any]] = []
     null_score = 1.0
-    logits = token_logits(model, sequences, profile=profile, batch_size=batch_size)
     for window, rows in zip(windows, logits, strict=True):
         start, end = _probabilities(rows, window.in_context, handle_impossible_answer)
         if handle_impossible_answer:
