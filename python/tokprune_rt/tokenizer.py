@@ -58,6 +58,10 @@ class Window:
     in_context: NDArray[np.bool_]
 
 
+class InputTooLongError(ValueError):
+    """A text beyond the length limit that was not to be cut."""
+
+
 def check_text(value: object, where: str) -> str:
     """``value`` as text that the tokenizer takes; TypeError naming ``where`` for anything else.
 
@@ -194,7 +198,7 @@ class Tokenizer:
         if not truncate:
             for index, encoding in enumerate(encodings, first):
                 if len(encoding.ids) > self.max_length:
-                    raise ValueError(
+                    raise InputTooLongError(
                         f"text {index} has {len(encoding.ids)} tokens, the limit is "
                         f"{self.max_length}; shorten it or allow truncation with truncate=True"
                     )

@@ -106,9 +106,7 @@ def predict(
     return ranked[0] if single else ranked
 
 
-def ranked_labels(
-    labels: Sequence[str], scores: Floats, count: int | None
-) -> list[dict[str, Any]]:
+def ranked_labels(labels: Sequence[str], scores: Floats, count: int | None) -> list[dict[str, Any]]:
     """``{"label", "score"}`` of one input's scores [labels], best first, at most ``count``."""
     order = np.argsort(-scores, kind="stable")[:count]
     return [{"label": labels[i], "score": float(scores[i])} for i in order]
