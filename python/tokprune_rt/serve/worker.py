@@ -64,6 +64,7 @@ class Worker:
 
     def start(self) -> None:
         """Begin to work."""
+        self._gauge()
         self._thread.start()
 
     def close(self, timeout: float | None = None) -> None:
@@ -113,6 +114,9 @@ class Worker:
     def _gauge(self) -> None:
         self._metrics.queue_size.set(len(self._backlog), self._name)
         self._metrics.queue_tokens.set(self._backlog.tokens, self._name)
+        for profile in self._adaptive.levels:
+            in_use = 1.0 if profile == self._adaptive.current else 0.0
+            self._metrics.profile.set(in_use, self._name, profile.name or "default")
 
     def _serve(self) -> None:
         while True:
@@ -213,9 +217,6 @@ class Worker:
         metrics.tokens.add(batch.tokens, name)
         metrics.kept.add(sum(job.kept[index] for job, index in batch.items), name)
         metrics.calls.add(1, name, batch.profile.name or "default")
-        for profile in self._adaptive.levels:
-            in_use = 1.0 if profile == self._adaptive.current else 0.0
-            metrics.profile.set(in_use, name, profile.name or "default")
 
 
 def _length(item: tuple[Job, int]) -> int:
