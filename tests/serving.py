@@ -70,6 +70,7 @@ class Running:
     def __init__(self, server: Server, url: str) -> None:
         self.server = server
         self.url = url
+        self.gates: list[Gate] = []
         self.client = httpx.Client(base_url=url, timeout=TIMEOUT)
 
     def post(self, path: str, status: int = 200, **body: Any) -> Any:
@@ -83,6 +84,7 @@ class Running:
         (served, *_) = self.server.registry
         gate = Gate(served.model.engine)
         served.worker._engine = gate  # type: ignore[assignment]
+        self.gates.append(gate)
         return gate
 
     def metric(self, line: str) -> float:
@@ -107,7 +109,13 @@ def running(models: Mapping[str, Model], **settings: Any) -> Iterator[Running]:
         found = Running(app.state.server, f"http://127.0.0.1:{port}")
         wait_for(lambda: found.server.ready)
         with found.client:
-            yield found
+            try:
+                yield found
+            except BaseException:
+                # A test that failed must not leave its server waiting.
+                for gate in found.gates:
+                    gate.release()
+                raise
     finally:
         uvicorn_server.should_exit = True
         thread.join(TIMEOUT)
@@ -121,6 +129,11 @@ class Parallel:
         self._run = run
         self._threads: list[threading.Thread] = []
         self.responses: dict[int, httpx.Response] = {}
+
+    @property
+    def sent(self) -> int:
+        """Requests sent, answered or not."""
+        return len(self._threads)
 
     def post(self, path: str, **body: Any) -> int:
         """Send without waiting; returns the key of the response."""
