@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from tokprune_rt.serve.settings import Settings
 
 if TYPE_CHECKING:
     from tokprune_rt.model import Model
+
+_BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
@@ -44,17 +47,22 @@ def run(
         OSError: the address cannot be used.
     """
     chosen = settings or Settings()
+    app = create_app(models, chosen)
     config = uvicorn.Config(
-        create_app(models, chosen),
-        host=host,
-        port=port,
+        app,
         access_log=False,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=max(1, int(chosen.timeout_s) + 1),
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    server = _Server(config)
-    server.run()
-    if not server.started:
-        raise OSError(f"{host}:{port} cannot be listened on")
+    with _listening(host, port) as listener:
+        _Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise OSError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
