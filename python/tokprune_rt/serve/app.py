@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as PathRoute
 
-from tokprune_rt.serve import openai, tei
+from tokprune_rt.serve import openai, playground, tei
 from tokprune_rt.serve.errors import ServeError, unhealthy
 from tokprune_rt.serve.metrics import CONTENT_TYPE, Metrics
 from tokprune_rt.serve.openapi import document
@@ -70,6 +70,8 @@ def create_app(models: Mapping[str, Model], settings: Settings | None = None) ->
     served = {name: Served(name, model, chosen, metrics, pool) for name, model in models.items()}
     server = Server(Registry(served), chosen, metrics, pool)
     routes = [*tei.ROUTES, *openai.ROUTES, *_PUBLIC]
+    if chosen.playground:
+        routes += playground.ROUTES
     description = document(routes, chosen.api_key is not None)
 
     async def schema(server: Server, body: None, call: Call) -> Any:
