@@ -101,7 +101,7 @@ def serve(
             help="Refuse a request (429) when more work than this is ahead of it.",
             rich_help_panel=_LOAD,
         ),
-    ] = 1000.0,
+    ] = 2000.0,
     max_concurrent_requests: Annotated[
         int,
         typer.Option(

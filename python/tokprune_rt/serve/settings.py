@@ -28,7 +28,7 @@ class Settings:
 
     api_key: str | None = None
     max_batch_tokens: int = 1024
-    max_queue_ms: float = 1000.0
+    max_queue_ms: float = 2000.0
     max_concurrent_requests: int = 512
     max_items: int = 2048
     max_tokens: int = 262_144
