@@ -161,6 +161,19 @@ def test_time_out(model: Model) -> None:
         assert len(gate.calls) == 2
 
 
+def test_a_client_says_how_long_it_waits(run: Running) -> None:
+    gate, parallel = run.gate(), Parallel(run)
+    parallel.post("/embed", inputs="blocks the encoder")
+    wait_for(lambda: gate.entered == 1)
+    short = run.client.post("/embed", json={"inputs": "a"}, headers={"x-timeout-ms": "150"})
+    assert short.status_code == 504 and short.json()["error_type"] == "Timeout"
+    for wrong in ("0", "-1", "soon", "nan"):
+        refused = run.client.post("/embed", json={"inputs": "a"}, headers={"x-timeout-ms": wrong})
+        assert refused.status_code == 422 and wrong in refused.json()["error"]
+    gate.release()
+    assert parallel.join()[0].status_code == 200
+
+
 def test_shutdown_finishes_what_was_accepted(model: Model) -> None:
     with running({"m": model}, max_queue_ms=60_000) as run:
         gate, parallel = run.gate(), Parallel(run)
@@ -218,6 +231,19 @@ def test_levels_need_a_floor_below_the_start(model: Model) -> None:
         create_app({"m": model}, Settings(profile="slow"))
     with pytest.raises(ValueError, match="there is no model to serve"):
         create_app({})
+
+
+def test_a_huge_text_does_not_hold_up_short_ones(run: Running) -> None:
+    huge = Parallel(run)
+    huge.post("/embed", inputs="many words " * 150_000)
+    wait_for(lambda: run.server.open == 1)
+    seconds = []
+    while run.server.open:
+        start = time.perf_counter()
+        run.post("/embed", inputs="a")
+        seconds.append(time.perf_counter() - start)
+    assert huge.join()[0].status_code == 200
+    assert len(seconds) >= 3
 
 
 def test_the_interpreter_runs_while_the_encoder_works(model: Model) -> None:

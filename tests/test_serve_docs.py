@@ -57,4 +57,4 @@ def test_every_route_and_metric_is_described(tiny: BuildModel) -> None:
     assert names == set(re.findall(r"`((?:te|tokprune)_\w+)`", DOCS)) - {"tokprune_rt"}
     for served in server.registry:
         served.worker.close()
-    server.pool.shutdown()
+    server.pools.close()

@@ -58,6 +58,8 @@ def test_embed_all(run: Running, models: dict[str, Model]) -> None:
     ids = [tokens.ids for tokens in model.tokenizer.tokenize(TEXTS)]
     for rows, wanted in zip(found, model.forward(ids, profile="off").hidden, strict=True):
         assert f32(rows).tobytes() == wanted.tobytes()
+    many = run.post("/embed_all", 413, inputs=["word " * 62] * 200)
+    assert many["error"] == "inputs has 12800 tokens, the limit of this route is 8192"
     refused = run.post("/embed_all", 422, inputs=TEXTS, profile="fast")
     assert "leaves" in refused["error"] and "'off'" in refused["error"]
 

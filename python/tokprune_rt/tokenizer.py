@@ -24,6 +24,8 @@ Ids = NDArray[np.int32]
 TextOrPair = str | tuple[str, str]
 
 _CHUNK = 1024
+# From this many characters on, a single text is tokenized as a batch: see `Tokenizer._encode`.
+_LONG = 2000
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # Their Hugging Face classes hand no token types to the model, whatever the post-processor says.
 _UNTYPED = re.compile(r"^(Roberta|XLMRoberta|Camembert|DistilBert|MPNet)Tokenizer(Fast)?$")
@@ -187,14 +189,7 @@ class Tokenizer:
         ``first``.
         """
         backend = self._variant(direction or self._direction) if truncate else self._untruncated()
-        inputs = list(texts)
-        if len(inputs) == 1:
-            # A batch would wake the tokenizer's own threads, which take cores from the engine's.
-            (only,) = inputs
-            encodings = [backend.encode(*((only,) if isinstance(only, str) else only))]
-        else:
-            run = backend.encode_batch if offsets else backend.encode_batch_fast
-            encodings = run(inputs)
+        encodings = self._encode(backend, list(texts), offsets)
         if not truncate:
             for index, encoding in enumerate(encodings, first):
                 if len(encoding.ids) > self.max_length:
@@ -203,6 +198,18 @@ class Tokenizer:
                         f"{self.max_length}; shorten it or allow truncation with truncate=True"
                     )
         return encodings
+
+    @staticmethod
+    def _encode(backend: Backend, inputs: list[TextOrPair], offsets: bool) -> list[Encoding]:
+        if len(inputs) == 1:
+            # A batch would wake the tokenizer's own threads, which take cores from the engine's;
+            # but a batch lets other threads run Python meanwhile, which a single text does not.
+            (only,) = inputs
+            parts = (only,) if isinstance(only, str) else only
+            if sum(map(len, parts)) < _LONG:
+                return [backend.encode(*parts)]
+        run = backend.encode_batch if offsets else backend.encode_batch_fast
+        return run(inputs)
 
     def tokens(self, encoding: Encoding) -> Tokens:
         """The arrays of an encoding."""
@@ -254,7 +261,7 @@ class Tokenizer:
         leaves no room for the context.
         """
         limit = min(max_length or self.max_length, self.max_length)
-        encoding = self._untruncated().encode(question, context)
+        (encoding,) = self._encode(self._untruncated(), [(question, context)], True)
         tokens = self.tokens(encoding)
         owners = np.array([-1 if owner is None else owner for owner in encoding.sequence_ids])
         place = np.flatnonzero(owners == 1)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -21,7 +20,7 @@ from tokprune_rt.serve.metrics import CONTENT_TYPE, Metrics
 from tokprune_rt.serve.openapi import document
 from tokprune_rt.serve.registry import Registry
 from tokprune_rt.serve.routing import Route, Server, endpoint, problem, reply
-from tokprune_rt.serve.served import Call, Served
+from tokprune_rt.serve.served import Call, Pools, Served
 from tokprune_rt.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ async def _ready(server: Server, body: None, call: Call) -> Any:
         raise unhealthy("the server is shutting down")
     if not server.ready:
         raise unhealthy("the server is starting")
+    if not all(served.worker.alive for served in server.registry):
+        raise unhealthy("an encoder's thread has ended")
     return Response(status_code=200)
 
 
@@ -66,9 +67,9 @@ def create_app(models: Mapping[str, Model], settings: Settings | None = None) ->
     """
     chosen = settings or Settings()
     metrics = Metrics()
-    pool = ThreadPoolExecutor(max(2, len(models)), thread_name_prefix="tokenizer")
-    served = {name: Served(name, model, chosen, metrics, pool) for name, model in models.items()}
-    server = Server(Registry(served), chosen, metrics, pool)
+    pools = Pools(len(models))
+    served = {name: Served(name, model, chosen, metrics, pools) for name, model in models.items()}
+    server = Server(Registry(served), chosen, metrics, pools)
     routes = [*tei.ROUTES, *openai.ROUTES, *_PUBLIC]
     if chosen.playground:
         routes += playground.ROUTES
@@ -111,7 +112,7 @@ async def _lifespan(server: Server) -> AsyncIterator[None]:
         await warming
     for served in server.registry:
         await loop.run_in_executor(None, served.worker.close)
-    server.pool.shutdown(wait=False)
+    server.pools.close()
 
 
 async def _warm_up(server: Server) -> None:

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -30,13 +29,16 @@ from tokprune_rt.serve.errors import (
 )
 from tokprune_rt.serve.metrics import Metrics
 from tokprune_rt.serve.registry import Registry
-from tokprune_rt.serve.served import Call
+from tokprune_rt.serve.served import Call, Pools
 from tokprune_rt.serve.settings import Settings
 
 LOG = logging.getLogger("tokprune_rt.serve")
 
 # What nginx logs for a client that has left; nobody reads it.
 _CLIENT_GONE = 499
+
+# How long a client will wait for this request, in milliseconds.
+TIMEOUT_HEADER = "x-timeout-ms"
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Server:
     registry: Registry
     settings: Settings
     metrics: Metrics
-    pool: ThreadPoolExecutor
+    pools: Pools
     ready: bool = False
     draining: bool = False
     open: int = 0
@@ -101,6 +103,7 @@ def endpoint(server: Server, route: Route) -> Callable[[Request], Awaitable[Resp
             if counted:
                 server.metrics.requests.add(1, _method(route))
                 _admit(server, request)
+                call.deadline = started + _patience(server, request)
             response = await _guarded(server, route, request, call)
         except ServeError as error:
             response = problem(error, route.dialect)
@@ -140,6 +143,20 @@ def _admit(server: Server, request: Request) -> None:
         raise overloaded(f"model is overloaded: {limit} requests are open", retry_after=1.0)
 
 
+def _patience(server: Server, request: Request) -> float:
+    """Seconds that a request may take: the server's limit, or less if the client says so."""
+    limit, stated = server.settings.timeout_s, request.headers.get(TIMEOUT_HEADER)
+    if stated is None:
+        return limit
+    try:
+        seconds = float(stated) / 1000
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise invalid(f"{TIMEOUT_HEADER} must be a positive number, got {stated[:20]!r}")
+    return min(limit, seconds)
+
+
 async def _guarded(server: Server, route: Route, request: Request, call: Call) -> Response:
     """Parse and handle a request; give up when its time is over or its client has left."""
     if route.public:
@@ -150,7 +167,7 @@ async def _guarded(server: Server, route: Route, request: Request, call: Call) -
     try:
         try:
             raw = await asyncio.wait_for(
-                _read(request, server.settings.max_body_bytes), server.settings.timeout_s
+                _read(request, server.settings.max_body_bytes), call.deadline - monotonic()
             )
         except asyncio.TimeoutError:
             raise ServeError(408, "Timeout", "the request's body did not arrive in time") from None
@@ -167,7 +184,7 @@ async def _guarded(server: Server, route: Route, request: Request, call: Call) -
             return _as_response(work.result(), call)
         if gone.done():
             raise ClientDisconnect
-        raise timed_out(server.settings.timeout_s)
+        raise timed_out(call.deadline - call.arrival)
     finally:
         for task in tasks:
             if not task.done():

@@ -29,11 +29,26 @@ T = TypeVar("T")
 # The policy's own numbers have no name of their own.
 DEFAULT = "default"
 _PROBE_TOKENS = 128
+# Characters of a request that may keep a tokenizer busy for longer than a call of the encoder.
+_LONG = 50_000
 
 
 def profile_name(profile: Profile) -> str:
     """What clients and metrics call a profile."""
     return DEFAULT if profile.name is None else profile.name
+
+
+class Pools:
+    """Threads for tokenization. Long texts have their own, so that short ones do not wait."""
+
+    def __init__(self, models: int) -> None:
+        self.short = ThreadPoolExecutor(max(2, models), thread_name_prefix="tokenizer")
+        self.long = ThreadPoolExecutor(1, thread_name_prefix="long texts")
+
+    def close(self) -> None:
+        """End the threads once they are idle."""
+        self.short.shutdown(wait=False)
+        self.long.shutdown(wait=False)
 
 
 @dataclass(slots=True)
@@ -66,12 +81,12 @@ class Served:
         model: Model,
         settings: Settings,
         metrics: Metrics,
-        pool: ThreadPoolExecutor,
+        pools: Pools,
     ) -> None:
         self.name = name
         self.model = model
         self.settings = settings
-        self._pool = pool
+        self._pools = pools
         self.ready = False
         self._speed = Speed()
         self._start = self._known(settings.profile)
@@ -153,15 +168,16 @@ class Served:
         cheaper = [p for p, cost in costs.items() if least <= cost < start]
         return [self._start, *sorted(cheaper, key=lambda profile: -costs[profile])]
 
-    async def off_loop(self, function: Callable[[], T]) -> T:
-        """Run blocking work beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+    async def off_loop(self, function: Callable[[], T], characters: int = 0) -> T:
+        """Run blocking work beside the event loop, much text apart from little."""
+        pool = self._pools.long if characters > _LONG else self._pools.short
+        return await asyncio.get_running_loop().run_in_executor(pool, function)
 
     async def tokenized(self, call: Call, function: Callable[[], T]) -> T:
         """Run tokenization beside the event loop; its ValueError is the client's: 413 or 422."""
         started = perf_counter()
         try:
-            return await self.off_loop(function)
+            return await self.off_loop(function, call.characters)
         except InputTooLongError as error:
             raise too_large(str(error), "input") from error
         except ValueError as error:

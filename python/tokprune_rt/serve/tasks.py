@@ -18,6 +18,9 @@ from tokprune_rt.tasks.numeric import sigmoid
 from tokprune_rt.tasks.tag import check_strategy, entities_of
 from tokprune_rt.tokenizer import TextOrPair, check_text
 
+# Hidden states are answered as text, a hundred times the size of what was asked.
+_MOST_STATES = 8192
+
 Direction = Literal["left", "right"] | None
 
 
@@ -44,8 +47,9 @@ async def encode(
     prompt_name: str | None = None,
     truncate: bool | None = None,
     direction: Direction = None,
+    most: int | None = None,
 ) -> Job:
-    """Run texts behind a prompt; the finished job."""
+    """Run texts behind a prompt; the finished job. ``most`` bounds the tokens."""
     count_texts(call, served, texts, what)
     tokenizer = served.model.tokenizer
 
@@ -56,6 +60,9 @@ async def encode(
         return sequences, skip
 
     sequences, skip = await served.tokenized(call, prepare)
+    tokens = sum(map(len, sequences))
+    if most is not None and tokens > most:
+        raise too_large(f"{what} has {tokens} tokens, the limit of this route is {most}", what)
     return await served.run(call, sequences, work, profile, skip)
 
 
@@ -94,9 +101,12 @@ async def token_states(
 ) -> list[FloatArray]:
     """Hidden states [tokens, hidden] of every text, for every token; options as `encode`.
 
-    Runs dense unless a profile is named; ServeError 422 when that drops tokens.
+    Runs dense unless a profile is named. ServeError: 422 when that drops tokens, 413 for more
+    states than an answer should hold.
     """
-    job = await encode(served, call, texts, Work("hidden"), profile or Profile(OFF), **options)
+    job = await encode(
+        served, call, texts, Work("hidden"), profile or Profile(OFF), most=_MOST_STATES, **options
+    )
     rows = [row for row in job.rows if row is not None]
     for index, (row, tokens) in enumerate(zip(rows, job.sequences, strict=True)):
         if len(row) != len(tokens):

@@ -76,6 +76,11 @@ class Worker:
             self._thread.join(timeout)
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def waiting(self) -> tuple[int, int]:
         """Jobs and tokens that wait."""
         with self._wake:
@@ -148,6 +153,7 @@ class Worker:
                 job.queue_seconds = now - job.arrival
         try:
             self._call(batch)
+            self._note(batch, len(jobs))
         except Exception as error:
             # Whatever one job has, the others get their results.
             if len(jobs) == 1:
@@ -161,7 +167,6 @@ class Worker:
                 part = Batch(batch.work, batch.profile, items, sum(_length(i) for i in items))
                 parts += self._run(part, now)
             return parts
-        self._note(batch, len(jobs))
         finished = [job for job in jobs if job.finished]
         with self._wake:
             for job in finished:
