@@ -73,6 +73,8 @@ def test_openai_errors(openai: Any, run: Running) -> None:
         openai.embeddings.create(model="embedder", input=[])
     with pytest.raises(library.BadRequestError, match="dimensions is 999"):
         openai.embeddings.create(model="embedder", input="a", dimensions=999)
+    with pytest.raises(library.BadRequestError, match="encoding_format"):
+        openai.embeddings.create(model="embedder", input="a", encoding_format="int8")
     for ids in ([1, 2], [[1, 2], [3]]):
         with pytest.raises(library.BadRequestError, match="check_embedding_ctx_length=False"):
             openai.embeddings.create(model="embedder", input=ids)

@@ -7,23 +7,13 @@ from typing import Any
 
 from tokprune_rt.serve import registry as need
 from tokprune_rt.serve import schemas, tasks
-from tokprune_rt.serve.errors import ServeError, invalid
+from tokprune_rt.serve.errors import invalid
 from tokprune_rt.serve.routing import Route, Server
 from tokprune_rt.serve.served import Call
 
 
 async def embeddings(server: Server, body: schemas.Embeddings, call: Call) -> Any:
     """Embeddings of length 1, as lists or as base64 of little-endian float32."""
-    try:
-        return await _embeddings(server, body, call)
-    except ServeError as error:
-        # OpenAI has one status for everything that is wrong with a request.
-        if error.status == 422:
-            error.status = 400
-        raise
-
-
-async def _embeddings(server: Server, body: schemas.Embeddings, call: Call) -> Any:
     served = server.registry.pick(body.model, need.embeds)
     texts = [body.input] if isinstance(body.input, str) else body.input
     if any(not isinstance(text, str) for text in texts):

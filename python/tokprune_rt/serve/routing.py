@@ -89,7 +89,9 @@ def problem(error: ServeError, dialect: Dialect) -> Response:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return reply(error.body(dialect), error.status, headers)
+    # OpenAI has one status for everything that is wrong with a request.
+    status = 400 if dialect == "openai" and error.status == 422 else error.status
+    return reply(error.body(dialect), status, headers)
 
 
 def endpoint(server: Server, route: Route) -> Callable[[Request], Awaitable[Response]]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tokprune_rt.model import Model
 
 _BACKLOG = 2048
+# Longer than the minute after which load balancers give an idle connection up, so that none of
+# them sends a request into a connection that this end is closing.
+_KEEP_ALIVE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
@@ -53,6 +56,7 @@ def run(
         access_log=False,
         log_config=None,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, int(chosen.timeout_s) + 1),
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

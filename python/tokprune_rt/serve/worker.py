@@ -102,7 +102,7 @@ class Worker:
             if ahead > self._patience or job.arrival + ahead > job.deadline:
                 raise overloaded(
                     f"model is overloaded: {ahead:.1f} s of work are ahead of this request",
-                    retry_after=ahead,
+                    retry_after=ahead - self._patience,
                 )
             self._backlog.add(job)
             self._gauge()
