@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokprune_rt.serve.backlog import Backlog
+from tokprune_rt.serve.backlog import Backlog, rank_of
 from tokprune_rt.serve.jobs import Job, Profile, Work
 from tokprune_rt.serve.speed import HOLD_SECONDS, Adaptive, Speed
 from tokprune_rt.tokenizer import Tokens
@@ -132,6 +132,16 @@ def test_ahead_counts_what_is_served_first() -> None:
     for rank in (3.0, 1.0, 2.0):
         backlog.add(job(int(10 * rank), rank=rank))
     assert [backlog.ahead(rank) for rank in (0.5, 1.0, 2.5, 9.0)] == [0, 10, 30, 60]
+
+
+def test_rank() -> None:
+    # By the job's own work...
+    assert rank_of(10.0, 40.0, 2.0) == 12.0
+    # ...or by its deadline, when that is close...
+    assert rank_of(10.0, 13.0, 2.0) == 11.0
+    # ...but not by one that it cannot keep.
+    assert rank_of(10.0, 11.0, 2.0) == 12.0
+    assert rank_of(10.0, float("inf"), 2.0) == 12.0
 
 
 class Clock:

@@ -16,6 +16,7 @@ from serving import POLICY, Parallel, Running, running, wait_for
 import tokprune_rt as tp
 from tokprune_rt import Model
 from tokprune_rt.serve import Settings, create_app
+from tokprune_rt.serve.jobs import Profile
 
 TEXTS = [" ".join(f"word{i} fox" for i in range(n)) for n in (1, 9, 3, 20, 1, 5)]
 
@@ -57,6 +58,26 @@ def test_merged_requests_get_the_bits_of_single_ones(run: Running, model: Model)
     together = np.array(responses[len(TEXTS) + 1].json(), dtype=np.float32)
     assert together.tobytes() == model.encode(TEXTS, True).tobytes()
     assert run.metric("tokprune_batch_requests_sum") >= len(TEXTS)
+
+
+def test_a_short_request_overtakes_a_long_one(model: Model) -> None:
+    with running({"m": model}, max_batch_tokens=128, max_queue_ms=60_000) as run:
+        (served,) = run.server.registry
+        gate, parallel = run.gate(), Parallel(run)
+        parallel.post("/embed", inputs="blocks the encoder")
+        wait_for(lambda: gate.entered == 1)
+        # As if the encoder were slow: the long request's own work takes seconds.
+        served._speed.record(Profile(None), 10_000_000, 20_000.0)
+        parallel.post("/embed", inputs=["word " * 62] * 50)
+        wait_for(lambda: waiting(run) == 1)
+        parallel.post("/embed", inputs="short")
+        wait_for(lambda: waiting(run) == 2)
+        gate.release()
+        assert [r.status_code for r in parallel.join().values()] == [200] * 3
+        # The short one goes first, and the rest of its call is filled with the long one's.
+        (short,) = model.tokenizer.tokenize(["short"])
+        assert gate.calls[1] == [len(short), 64]
+        assert sum(map(len, gate.calls)) == 52
 
 
 def test_a_client_that_leaves_takes_its_work_along(run: Running) -> None:
@@ -177,11 +198,13 @@ def test_a_client_says_how_long_it_waits(run: Running) -> None:
 def test_shutdown_finishes_what_was_accepted(model: Model) -> None:
     with running({"m": model}, max_queue_ms=60_000) as run:
         gate, parallel = run.gate(), Parallel(run)
+        parallel.post("/embed", inputs="blocks the encoder")
+        wait_for(lambda: gate.entered == 1)
         for text in TEXTS:
             parallel.post("/embed", inputs=text)
-        wait_for(lambda: waiting(run) + gate.entered >= len(TEXTS))
+        wait_for(lambda: waiting(run) == len(TEXTS))
         threading.Timer(0.5, gate.release).start()
-    assert [r.status_code for r in parallel.join().values()] == [200] * len(TEXTS)
+    assert [r.status_code for r in parallel.join().values()] == [200] * (len(TEXTS) + 1)
 
 
 def test_a_draining_server_takes_nothing_new(run: Running) -> None:

@@ -128,3 +128,30 @@ def test_inference_client_tasks(hub: Any, models: dict[str, Model], name: str) -
             found = client.question_answering(question="Who?", context=TEXTS[0])
             wanted = model.answer("Who?", TEXTS[0])
             assert (found.answer, found.score) == (wanted["answer"], wanted["score"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_langchain(run: Running, models: dict[str, Model]) -> None:
+    library = pytest.importorskip("langchain_openai")
+    embeddings = library.OpenAIEmbeddings(
+        model="embedder", base_url=f"{run.url}/v1", api_key=KEY, check_embedding_ctx_length=False
+    )
+    wanted = models["embedder"].encode(TEXTS, True)
+    found = np.array(embeddings.embed_documents(TEXTS), dtype=np.float32)
+    assert found.tobytes() == wanted.tobytes()
+    query = np.array(embeddings.embed_query(TEXTS[0]), dtype=np.float32)
+    assert query.tobytes() == wanted[0].tobytes()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_llama_index(run: Running, models: dict[str, Model]) -> None:
+    library = pytest.importorskip("llama_index.embeddings.text_embeddings_inference")
+    embeddings = library.TextEmbeddingsInference(
+        model_name="embedder",
+        base_url=run.url,
+        auth_token=KEY,
+        text_instruction="",
+        query_instruction="",
+    )
+    found = np.array(embeddings.get_text_embedding_batch(TEXTS), dtype=np.float32)
+    assert found.tobytes() == models["embedder"].encode(TEXTS, True).tobytes()

@@ -137,6 +137,14 @@ def test_it_says_when_it_is_not_ready(model: Model) -> None:
         assert run.client.get("/health").status_code == 200
 
 
+def test_a_dead_encoder_is_not_healthy(model: Model) -> None:
+    with running({"m": model}) as run:
+        (served,) = run.server.registry
+        served.worker.close()
+        assert "thread has ended" in run.client.get("/health").json()["error"]
+        assert run.post("/embed", 503, inputs="a")["error_type"] == "Unhealthy"
+
+
 def test_metrics(model: Model) -> None:
     with running({"m": model}) as run:
         for _ in range(3):

@@ -1,10 +1,11 @@
 """Which sequences go into the next call of the encoder.
 
 Jobs are served by a virtual deadline that is fixed on arrival: ``arrival + work``, where work is
-the time that the job's own tokens take the encoder, or ``deadline - work`` when that is earlier. A
-short job therefore overtakes a long one that came a little before it, but a long job lets others
-pass for no longer than its own work takes: from then on every newcomer ranks behind it, and it
-cannot starve. A long job's sequences go into as many calls as they need, newcomers in between.
+the time that the job's own tokens take the encoder, or ``deadline - work`` when that is earlier
+and can be kept. A short job therefore overtakes a long one that came a little before it, but a long
+job lets others pass for no longer than its own work takes: from then on every newcomer ranks behind
+it, and it cannot starve. A long job's sequences go into as many calls as they need, newcomers in
+between.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ class Batch:
     profile: Profile
     items: list[tuple[Job, int]]
     tokens: int
+
+
+def rank_of(arrival: float, deadline: float, work: float) -> float:
+    """The virtual deadline of a job whose own tokens take ``work`` seconds.
+
+    A job that cannot keep its deadline in any case gains nothing by it.
+    """
+    latest = deadline - work
+    return min(arrival + work, latest) if latest >= arrival else arrival + work
 
 
 class Backlog:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokprune_rt.serve.backlog import Backlog, Batch
+from tokprune_rt.serve.backlog import Backlog, Batch, rank_of
 from tokprune_rt.serve.errors import failed, overloaded, timed_out, unhealthy
 from tokprune_rt.serve.jobs import Job, Profile
 from tokprune_rt.serve.speed import Adaptive, Speed
@@ -97,7 +97,7 @@ class Worker:
                 raise unhealthy("the server is shutting down")
             rate = self._speed.rate(job.profile or self._adaptive.cheapest)
             own = job.tokens / rate
-            job.rank = min(job.arrival + own, job.deadline - own)
+            job.rank = rank_of(job.arrival, job.deadline, own)
             ahead = (self._backlog.ahead(job.rank) + self._running) / rate
             if ahead > self._patience or job.arrival + ahead > job.deadline:
                 raise overloaded(
@@ -153,7 +153,6 @@ class Worker:
                 job.queue_seconds = now - job.arrival
         try:
             self._call(batch)
-            self._note(batch, len(jobs))
         except Exception as error:
             # Whatever one job has, the others get their results.
             if len(jobs) == 1:
@@ -167,6 +166,7 @@ class Worker:
                 part = Batch(batch.work, batch.profile, items, sum(_length(i) for i in items))
                 parts += self._run(part, now)
             return parts
+        self._note(batch, len(jobs))
         finished = [job for job in jobs if job.finished]
         with self._wake:
             for job in finished:
