@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import threading
 import time
@@ -11,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import BuildModel
-from serving import POLICY, Parallel, Running, running, wait_for
+from serving import POLICY, TIMEOUT, Parallel, Running, running, wait_for
 
 import tokprune_rt as tp
 from tokprune_rt import Model
@@ -58,6 +60,41 @@ def test_merged_requests_get_the_bits_of_single_ones(run: Running, model: Model)
     together = np.array(responses[len(TEXTS) + 1].json(), dtype=np.float32)
     assert together.tobytes() == model.encode(TEXTS, True).tobytes()
     assert run.metric("tokprune_batch_requests_sum") >= len(TEXTS)
+
+
+def test_traffic_does_not_change_a_byte(run: Running, model: Model) -> None:
+    """Several clients at once, some of which give up: the others get what they get alone."""
+    alone = {
+        (text, profile): model.encode([text], True, profile=profile).tobytes()
+        for text in TEXTS
+        for profile in ("off", "fast")
+    }
+    wrong: list[str] = []
+
+    def ask(seed: int) -> None:
+        rng = random.Random(seed)
+        with httpx.Client(base_url=run.url, timeout=TIMEOUT) as client:
+            for _ in range(25):
+                text, profile = rng.choice(list(alone))
+                body = {"inputs": text, "profile": profile}
+                if rng.random() < 0.2:
+                    with contextlib.suppress(httpx.TimeoutException):
+                        client.post("/embed", json=body, timeout=0.001)
+                    continue
+                response = client.post("/embed", json=body)
+                found = np.array(response.json(), dtype=np.float32).tobytes()
+                if found != alone[text, profile]:
+                    wrong.append(response.text)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+    assert not wrong
+    wait_for(lambda: run.server.open == 0)
+    assert waiting(run) == 0
 
 
 def test_a_short_request_overtakes_a_long_one(model: Model) -> None:
