@@ -113,6 +113,7 @@ class Backlog:
                     job.profile = profile
                     items.append((job, job.next))
                     job.next += 1
+                    job.waiting -= length
                     total += length
             if job.next < len(job.sequences):
                 left.append(job)

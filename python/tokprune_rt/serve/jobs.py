@@ -52,6 +52,8 @@ class Job:
         arrival, deadline: on the clock of `time.monotonic`.
         loop, future: where the result goes; set from the loop's own thread.
         rank: place in the queue; see `Backlog`.
+        next: index of the first sequence that is not in a call yet.
+        tokens, waiting: tokens of all sequences, and of those from ``next`` on.
         rows: a result array per sequence.
         kept: tokens left after the last layer, per sequence.
         traces: per sequence and layer the positions left, with ``work.trace``.
@@ -79,22 +81,15 @@ class Job:
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0
     macs: int = 0
+    tokens: int = 0
+    waiting: int = 0
 
     def __post_init__(self) -> None:
+        self.tokens = self.waiting = sum(len(item) for item in self.sequences)
         self.rows = [None] * len(self.sequences)
         self.kept = [0] * len(self.sequences)
         if self.work.trace:
             self.traces = [None] * len(self.sequences)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all sequences."""
-        return sum(len(item) for item in self.sequences)
-
-    @property
-    def waiting(self) -> int:
-        """Tokens of the sequences that are not in a call yet."""
-        return sum(len(item) for item in self.sequences[self.next :])
 
     @property
     def finished(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -212,7 +211,7 @@ class Served:
             profile=profile,
             skip=skip,
             arrival=monotonic(),
-            deadline=call.deadline if math.isfinite(call.deadline) else math.inf,
+            deadline=call.deadline,
             loop=loop,
             future=loop.create_future(),
         )
