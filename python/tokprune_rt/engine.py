@@ -78,16 +78,19 @@ class Engine:
         plan: _core.Plan | None,
         *,
         protect: NDArray[np.uint8] | None = None,
-        pool_skip: int = 0,
+        pool_skip: int | Sequence[int] = 0,
         normalize: bool = False,
         trace: bool = False,
     ) -> tuple[ForwardResult, Ids]:
-        """Run one batch; returns the extension's result and the cumulative lengths [B + 1]."""
+        """Run one batch; returns the extension's result and the cumulative lengths [B + 1].
+
+        ``pool_skip``: leading tokens that pooling leaves out, for all sequences or for each.
+        """
         lengths = [len(item) for item in sequences]
         bounds = np.array([0, *accumulate(lengths)], dtype=np.int32)
         types = _joined([item.type_ids for item in sequences]) if self._typed else None
         segments = _joined([item.segments for item in sequences]) if plan is not None else None
-        skips = _skips(lengths, pool_skip) if pool_skip else None
+        skips = _skips(lengths, pool_skip) if np.any(pool_skip) else None
         result = self.encoder.forward(
             _joined([item.ids for item in sequences]),
             bounds,
@@ -128,8 +131,9 @@ class Engine:
             yield indices, result, bounds
 
 
-def _skips(lengths: Sequence[int], pool_skip: int) -> Ids:
-    skips: Ids = np.minimum(np.array(lengths, dtype=np.int32) - 1, np.int32(pool_skip))
+def _skips(lengths: Sequence[int], pool_skip: int | Sequence[int]) -> Ids:
+    wanted = np.asarray(pool_skip, dtype=np.int32)
+    skips: Ids = np.minimum(np.array(lengths, dtype=np.int32) - 1, wanted)
     return skips
 
 

@@ -142,6 +142,16 @@ class Model:
                 f"({self.config.architecture})"
             )
 
+    def prompt_prefix(self, prompt_name: str | None, prompt: str | None = None) -> tuple[str, int]:
+        """The text to put before every input, and how many of its tokens pooling leaves out.
+
+        Raises ValueError listing the prompts for an unknown name.
+        """
+        prefix = self._prompt(prompt_name, prompt)
+        if not prefix or self.setup.include_prompt:
+            return prefix, 0
+        return prefix, self.tokenizer.prompt_length(prefix)
+
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
         if prompt is not None:
             return check_text(prompt, "prompt")
@@ -200,12 +210,9 @@ class Model:
             )
         single = isinstance(texts, str)
         items = [check_text(texts, "texts")] if single else text_list(texts, "texts")
-        prefix = self._prompt(prompt_name, prompt)
-        skip = 0
+        prefix, skip = self.prompt_prefix(prompt_name, prompt)
         if prefix:
             items = [prefix + text for text in items]
-            if not self.setup.include_prompt:
-                skip = self.tokenizer.prompt_length(prefix)
         sequences = self.tokenizer.tokenize(items, truncate=truncate)
         normalize = bool(normalize_embeddings) or self.setup.normalize
         if single:

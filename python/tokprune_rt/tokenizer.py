@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ Ids = NDArray[np.int32]
 TextOrPair = str | tuple[str, str]
 
 _CHUNK = 1024
+# From this many characters on, a single text is tokenized as a batch: see `Tokenizer._encode`.
+_LONG = 2000
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # Their Hugging Face classes hand no token types to the model, whatever the post-processor says.
 _UNTYPED = re.compile(r"^(Roberta|XLMRoberta|Camembert|DistilBert|MPNet)Tokenizer(Fast)?$")
@@ -58,6 +60,10 @@ class Window:
     in_context: NDArray[np.bool_]
 
 
+class InputTooLongError(ValueError):
+    """A text beyond the length limit that was not to be cut."""
+
+
 def check_text(value: object, where: str) -> str:
     """``value`` as text that the tokenizer takes; TypeError naming ``where`` for anything else.
 
@@ -81,8 +87,8 @@ class Tokenizer:
         do_lower_case: bool = False,
     ) -> None:
         options = read_tokenizer_config(folder)
-        self._untruncated_lock = threading.Lock()
-        self._untruncated_backend: Backend | None = None
+        self._variants_lock = threading.Lock()
+        self._variants: dict[str | None, Backend] = {}
         self._backend = build_tokenizer(folder, model_type, options)
         self._backend.no_padding()
         if do_lower_case:
@@ -94,6 +100,7 @@ class Tokenizer:
             self.typed = "token_type_ids" in names
         else:
             self.typed = not _UNTYPED.match(str(options.get("tokenizer_class", "")))
+        self._direction = "left" if options.get("truncation_side") == "left" else "right"
         self._folder = folder
         self.max_length = _limit(options, max_length, max_positions)
         try:
@@ -107,8 +114,7 @@ class Tokenizer:
                 f"the length limit of {length} tokens leaves no room for text beside the special "
                 "tokens"
             )
-        direction = "left" if self._options.get("truncation_side") == "left" else "right"
-        backend.enable_truncation(length, direction=direction)
+        backend.enable_truncation(length, direction=self._direction)
 
     def set_max_length(self, length: int | None) -> None:
         """Cut texts to ``length`` tokens from now on; None for what the model can take.
@@ -126,7 +132,9 @@ class Tokenizer:
         # Truncation is state of a backend; calls that are under way keep the one they have.
         clone = type(self._backend).from_str(self._backend.to_str())
         self._truncate(clone, int(length))
-        self._backend, self.max_length = clone, int(length)
+        with self._variants_lock:
+            self._variants = {}
+            self._backend, self.max_length = clone, int(length)
 
     def _add_lowercase(self) -> None:
         from tokenizers import normalizers
@@ -140,15 +148,23 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({str(self._folder)!r}, max_length={self.max_length})"
 
-    def _untruncated(self) -> Backend:
+    def _variant(self, direction: str | None) -> Backend:
+        """A backend that cuts on this side, or not at all."""
+        if direction == self._direction:
+            return self._backend
         # Truncation is state of a backend, so changing it per call would not be safe between
         # threads.
-        with self._untruncated_lock:
-            if self._untruncated_backend is None:
+        with self._variants_lock:
+            if direction not in self._variants:
                 clone = type(self._backend).from_str(self._backend.to_str())
                 clone.no_truncation()
-                self._untruncated_backend = clone
-            return self._untruncated_backend
+                if direction is not None:
+                    clone.enable_truncation(self.max_length, direction=direction)
+                self._variants[direction] = clone
+            return self._variants[direction]
+
+    def _untruncated(self) -> Backend:
+        return self._variant(None)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -201,31 +217,38 @@ class Tokenizer:
         texts: Sequence[TextOrPair],
         *,
         truncate: bool = True,
+        direction: Literal["left", "right"] | None = None,
         offsets: bool = True,
         first: int = 0,
     ) -> list[Encoding]:
         """Tokenise, special tokens included.
 
-        Over-long texts are cut to ``max_length``, or refused with ValueError when ``truncate`` is
-        False; the message counts the texts from ``first``.
+        Over-long texts are cut to ``max_length`` on the side ``direction`` (default: the folder's),
+        or refused with ValueError when ``truncate`` is False; the message counts the texts from
+        ``first``.
         """
-        backend = self._backend if truncate else self._untruncated()
-        inputs = list(texts)
-        if len(inputs) == 1:
-            # A batch would wake the tokenizer's own threads, which take cores from the engine's.
-            (only,) = inputs
-            encodings = [backend.encode(*((only,) if isinstance(only, str) else only))]
-        else:
-            run = backend.encode_batch if offsets else backend.encode_batch_fast
-            encodings = run(inputs)
+        backend = self._variant(direction or self._direction) if truncate else self._untruncated()
+        encodings = self._encode(backend, list(texts), offsets)
         if not truncate:
             for index, encoding in enumerate(encodings, first):
                 if len(encoding.ids) > self.max_length:
-                    raise ValueError(
+                    raise InputTooLongError(
                         f"text {index} has {len(encoding.ids)} tokens, the limit is "
                         f"{self.max_length}; shorten it or allow truncation with truncate=True"
                     )
         return encodings
+
+    @staticmethod
+    def _encode(backend: Backend, inputs: list[TextOrPair], offsets: bool) -> list[Encoding]:
+        if len(inputs) == 1:
+            # A batch would wake the tokenizer's own threads, which take cores from the engine's;
+            # but a batch lets other threads run Python meanwhile, which a single text does not.
+            (only,) = inputs
+            parts = (only,) if isinstance(only, str) else only
+            if sum(map(len, parts)) < _LONG:
+                return [backend.encode(*parts)]
+        run = backend.encode_batch if offsets else backend.encode_batch_fast
+        return run(inputs)
 
     def tokens(self, encoding: Encoding) -> Tokens:
         """The arrays of an encoding."""
@@ -243,14 +266,30 @@ class Tokenizer:
         owners = np.array([owner or 0 for owner in encoding.sequence_ids], dtype=np.int32)
         return Tokens(ids, types, np.maximum.accumulate(owners))
 
-    def tokenize(self, texts: Sequence[TextOrPair], *, truncate: bool = True) -> list[Tokens]:
+    def tokenize(
+        self,
+        texts: Sequence[TextOrPair],
+        *,
+        truncate: bool = True,
+        direction: Literal["left", "right"] | None = None,
+    ) -> list[Tokens]:
         """Tokenise to arrays, in chunks that bound the memory; see `encodings`."""
         found: list[Tokens] = []
         for first in range(0, len(texts), _CHUNK):
             part = texts[first : first + _CHUNK]
-            encodings = self.encodings(part, truncate=truncate, offsets=False, first=first)
+            encodings = self.encodings(
+                part, truncate=truncate, direction=direction, offsets=False, first=first
+            )
             found += [self.tokens(encoding) for encoding in encodings]
         return found
+
+    def raw_encodings(self, texts: Sequence[str], *, special_tokens: bool) -> list[Encoding]:
+        """Tokenise whole texts of any length, with or without the special tokens."""
+        return self._untruncated().encode_batch(list(texts), add_special_tokens=special_tokens)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Token ids back to text; ids outside the vocabulary leave nothing."""
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def windows(
         self, question: str, context: str, *, max_length: int | None = None, stride: int = 128
@@ -261,7 +300,7 @@ class Tokenizer:
         leaves no room for the context.
         """
         limit = min(max_length or self.max_length, self.max_length)
-        encoding = self._untruncated().encode(question, context)
+        (encoding,) = self._encode(self._untruncated(), [(question, context)], True)
         tokens = self.tokens(encoding)
         owners = np.array([-1 if owner is None else owner for owner in encoding.sequence_ids])
         place = np.flatnonzero(owners == 1)

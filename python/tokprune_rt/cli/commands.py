@@ -13,12 +13,13 @@ from tokprune_rt.cli.export import export
 from tokprune_rt.cli.importing import import_app
 from tokprune_rt.cli.info import info
 from tokprune_rt.cli.predict import predict
+from tokprune_rt.cli.serve import serve
 from tokprune_rt.cli.training import finetune, train
 
 
 def register(app: typer.Typer) -> None:
     """Adds every command, in the order in which help shows them."""
-    for command in (demo, encode, predict, explain, info, export, bench):
+    for command in (demo, encode, predict, explain, info, export, serve, bench):
         app.command()(command)
     app.command()(finetune)
     app.command()(train)

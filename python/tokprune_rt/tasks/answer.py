@@ -60,6 +60,32 @@ def answer(
             window, or a bad number.
         TypeError: question or context is no text.
     """
+    windows, text = context_windows(
+        model,
+        question,
+        context,
+        top_k=top_k,
+        max_answer_len=max_answer_len,
+        max_seq_len=max_seq_len,
+        doc_stride=doc_stride,
+    )
+    sequences = [window.tokens for window in windows]
+    logits = token_logits(model, sequences, profile=profile, batch_size=batch_size)
+    best = best_answers(windows, logits, text, top_k, max_answer_len, handle_impossible_answer)
+    return best if top_k > 1 else best[0]
+
+
+def context_windows(
+    model: Model,
+    question: object,
+    context: object,
+    *,
+    top_k: int,
+    max_answer_len: int,
+    max_seq_len: int | None,
+    doc_stride: int | None,
+) -> tuple[list[Window], str]:
+    """The windows that `answer` reads and the context's text; arguments and errors are its own."""
     model.require_task("question-answering", "answer")
     asked, text = check_text(question, "question"), check_text(context, "context")
     for name, value in (("question", asked), ("context", text)):
@@ -68,11 +94,7 @@ def answer(
     for name, number in (("top_k", top_k), ("max_answer_len", max_answer_len)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"{name} must be a positive int, got {number!r}")
-    windows = windows_of(model.tokenizer, asked, text, max_seq_len, doc_stride)
-    sequences = [window.tokens for window in windows]
-    logits = token_logits(model, sequences, profile=profile, batch_size=batch_size)
-    best = best_answers(windows, logits, text, top_k, max_answer_len, handle_impossible_answer)
-    return best if top_k > 1 else best[0]
+    return windows_of(model.tokenizer, asked, text, max_seq_len, doc_stride), text
 
 
 def windows_of(

@@ -100,12 +100,13 @@ def predict(
     if raw_scores:
         return logits[0] if single else logits
     count = 1 if top_k == "best" else top_k
-    ranked = [_ranked(model.labels, row, count) for row in label_scores(model, logits)]
+    ranked = [ranked_labels(model.labels, row, count) for row in label_scores(model, logits)]
     if top_k == "best":
         return [row[0] for row in ranked]
     return ranked[0] if single else ranked
 
 
-def _ranked(labels: Sequence[str], scores: Floats, count: int | None) -> list[dict[str, Any]]:
+def ranked_labels(labels: Sequence[str], scores: Floats, count: int | None) -> list[dict[str, Any]]:
+    """``{"label", "score"}`` of one input's scores [labels], best first, at most ``count``."""
     order = np.argsort(-scores, kind="stable")[:count]
     return [{"label": labels[i], "score": float(scores[i])} for i in order]

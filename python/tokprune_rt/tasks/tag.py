@@ -69,29 +69,44 @@ def tag(
         TypeError: something is no text; names its index.
     """
     model.require_task("token-classification", "tag")
-    if aggregation_strategy not in STRATEGIES:
-        raise ValueError(
-            f"unknown aggregation_strategy {aggregation_strategy!r}; supported are "
-            f"{', '.join(STRATEGIES)}"
-        )
+    check_strategy(aggregation_strategy)
     single = isinstance(text, str)
     texts = [check_text(text, "text")] if single else text_list(text, "text")
     encodings = model.tokenizer.encodings(texts, truncate=truncate)
     sequences = [model.tokenizer.tokens(encoding) for encoding in encodings]
-    results = []
     logits = token_logits(model, sequences, profile=profile, batch_size=batch_size)
-    for source, encoding, rows in zip(texts, encodings, logits, strict=True):
-        entities = _entities(model.tokenizer, model.labels, source, encoding, softmax(rows))
-        if aggregation_strategy == "simple":
-            entities = _grouped(model.tokenizer, entities)
-        results.append(
-            [
-                entity
-                for entity in entities
-                if entity.get("entity", entity.get("entity_group")) not in ignore_labels
-            ]
-        )
+    results = [
+        entities_of(model, source, encoding, rows, aggregation_strategy, ignore_labels)
+        for source, encoding, rows in zip(texts, encodings, logits, strict=True)
+    ]
     return results[0] if single else results
+
+
+def check_strategy(strategy: str) -> None:
+    """ValueError listing the strategies for an unknown one."""
+    if strategy not in STRATEGIES:
+        raise ValueError(
+            f"unknown aggregation_strategy {strategy!r}; supported are {', '.join(STRATEGIES)}"
+        )
+
+
+def entities_of(
+    model: Model,
+    text: str,
+    encoding: Encoding,
+    logits: FloatArray,
+    strategy: str,
+    ignore_labels: Sequence[str],
+) -> list[Entity]:
+    """What logits [tokens, labels] of a text say, in the form that `tag` returns."""
+    entities = _entities(model.tokenizer, model.labels, text, encoding, softmax(logits))
+    if strategy == "simple":
+        entities = _grouped(model.tokenizer, entities)
+    return [
+        entity
+        for entity in entities
+        if entity.get("entity", entity.get("entity_group")) not in ignore_labels
+    ]
 
 
 def _entities(
