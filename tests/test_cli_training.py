@@ -14,7 +14,7 @@ from test_train import DEV, TRAIN
 
 import tokprune_rt
 from tokprune_rt.train import loop
-from tokprune_rt.train.recipes import checkpoints_of
+from tokprune_rt.train.runs import checkpoints_of
 
 
 @pytest.fixture(scope="module")

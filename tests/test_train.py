@@ -26,7 +26,7 @@ from tokprune_rt.train import (
     evaluate,
     finetune,
     read_examples,
-    recipes,
+    runs,
     train_gate,
     train_ltp,
     train_power_bert,
@@ -302,7 +302,7 @@ def test_a_run_that_could_not_write_goes_on(
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(recipes, "write_model", full)
+        patch.setattr(runs, "write_model", full)
         with pytest.raises(OSError, match="no space left"):
             train_ltp(run_of(dense, out), **LTP)
     other = Examples(TRAIN.texts[::-1], TRAIN.labels[::-1])

@@ -94,7 +94,7 @@ _CALLED = {
 def _resumable(run: Run) -> Iterator[None]:
     """Errors and interruptions that speak of the command: its options, and how it goes on."""
     from tokprune_rt.train.loop import OtherRunError
-    from tokprune_rt.train.recipes import checkpoint_of
+    from tokprune_rt.train.runs import checkpoint_of
 
     try:
         yield

@@ -13,20 +13,18 @@ from tokprune_rt.train.data import Data, Examples, Question, Questions, Sentence
 from tokprune_rt.train.evaluating import Evaluation, evaluate
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.importing import import_lat, import_ltp, import_top
+from tokprune_rt.train.learning import SCHEDULES, Schedule
 from tokprune_rt.train.loop import Settings
 from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass
 from tokprune_rt.train.reading import Columns, read_examples
 from tokprune_rt.train.recipes import (
-    SCHEDULES,
-    Result,
-    Run,
-    Schedule,
     finetune,
     train_gate,
     train_ltp,
     train_power_bert,
     train_top,
 )
+from tokprune_rt.train.runs import Result, Run
 
 __all__ = [
     "SCHEDULES",
