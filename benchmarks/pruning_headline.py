@@ -3,8 +3,8 @@
     python benchmarks/pruning_headline.py --data FOLDER --out DIR --task trec --method ltp
 
 DIR is that of pruning_table.py, whose folders must be there. The baseline is onnxruntime in fp32
-with every text padded to the length that the literature pads the set to; scores are of the same texts.
-All calls take turns. Sets of single texts only: what onnxruntime is given has no token types.
+with every text padded to the length that the literature pads the set to; scores are of the same
+texts. All calls take turns. Sets of single texts only: what onnxruntime is given has no token types.
 """
 
 from __future__ import annotations
