@@ -4,7 +4,7 @@
 
 DIR is that of pruning_table.py, whose folders must be there. The baseline is onnxruntime in fp32
 with every text padded to the length that the literature pads the set to; scores are of the same
-texts. All calls take turns. Sets of single texts only: what onnxruntime is given has no token types.
+texts. All calls take turns. Sets of single texts only: onnxruntime is given no token types.
 """
 
 from __future__ import annotations
