@@ -1,0 +1,1 @@
+"""The runtime inside other projects' pipelines, a module each, imported only by name."""
