@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,6 +259,26 @@ def test_refused_names(model: Any, tiny: BuildModel, tmp_path: Path) -> None:
     assert len(line.splitlines()) == 1 and "none.txt: No such file" in line
     # Not even root can make a folder there.
     assert "/proc" in run("embed", tiny("bert"), source, "/proc/v.npy", code=2).stderr
+
+
+def test_missing_projects_are_named(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pyarrow", "ray", "pyspark"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "in.parquet").write_bytes(b"")
+    (tmp_path / "in.txt").write_text("a")
+    for source, output in (("in.parquet", "v.npy"), ("in.txt", "v.parquet")):
+        with pytest.raises(ImportError, match=r'pip install "tokprune-rt\[parquet\]"'):
+            embed_file(model, tmp_path / source, tmp_path / output)
+    embed_file(model, tmp_path / "in.txt", tmp_path / "v.npy")
+    from tokprune_rt.integrations.ray import TokpruneEmbedder
+    from tokprune_rt.integrations.spark import embedding_udf
+
+    with pytest.raises(ImportError, match=r'pip install "tokprune-rt\[ray\]"'):
+        TokpruneEmbedder(model.folder)
+    with pytest.raises(ImportError, match=r'pip install "tokprune-rt\[spark\]"'):
+        embedding_udf(model.folder)
 
 
 def test_input_that_changes(model: Any, tmp_path: Path) -> None:

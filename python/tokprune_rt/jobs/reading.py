@@ -56,6 +56,8 @@ class Source:
         self.path.stat()  # raises FileNotFoundError
         if not self.path.is_file():
             raise ValueError(f"{self.path} is not a file; a job reads its input more than once")
+        if self.format == "parquet":
+            arrow()
         if self.format == "text" and self.keep:
             raise ValueError(f"{self.path} has no columns, so {self.keep[0]!r} cannot be kept")
 
