@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import sys
 import tracemalloc
 from collections.abc import Iterator
@@ -235,6 +236,10 @@ def test_refused_parquet_rows(model: Any, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             embed_file(model, tmp_path / "in.parquet", tmp_path / "v.npy", column=column)
+    twice = pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"])
+    pq.write_table(twice, tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match="more than one column 'text'"):
+        embed_file(model, tmp_path / "in.parquet", tmp_path / "v.npy")
     assert names(tmp_path) == {"in.parquet"}
 
 
@@ -281,17 +286,27 @@ def test_missing_projects_are_named(
         embedding_udf(model.folder)
 
 
-def test_input_that_changes(model: Any, tmp_path: Path) -> None:
-    source = write_input(tmp_path / "in.txt")
+def test_input_that_changes(model: Any, vectors: Any, tmp_path: Path) -> None:
+    source, out = write_input(tmp_path / "in.txt"), tmp_path / "v.npy"
+    content = source.read_bytes()
 
-    def add(done: int, total: int) -> None:
-        if done == 32:
-            with open(source, "a") as file:
-                file.write("one more\n")
+    def change(done: int, total: int) -> None:
+        if done == 64:
+            source.write_bytes(content.replace(b"fox", b"dog"))
 
     with pytest.raises(ValueError, match=r"in\.txt changed while it was read"):
-        embed_file(model, source, tmp_path / "v.npy", chunk=32, on_progress=add)
-    assert names(tmp_path) == {"in.txt"}
+        embed_file(model, source, out, chunk=32, on_progress=change)
+    with pytest.raises(ValueError, match="differs: input_sha256 was"):
+        embed_file(model, source, out, chunk=32)
+
+    # With its old content, under any time, the job goes on.
+    source.write_bytes(content)
+
+    def touch(done: int, total: int) -> None:
+        os.utime(source, (done, done))
+
+    done = embed_file(model, source, out, chunk=32, on_progress=touch)
+    assert done.found == 64 and np.array_equal(np.load(out), vectors)
 
 
 def test_progress(model: Any, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from tokprune_rt import __version__
 from tokprune_rt.files import check_target
-from tokprune_rt.jobs.reading import Source, chunks, scan
+from tokprune_rt.jobs.reading import Snapshot, Source, scan
 from tokprune_rt.jobs.work import Done, Job, Work, finished
 from tokprune_rt.jobs.writing import Form, check_output, make_form
 from tokprune_rt.model import Model
@@ -153,8 +152,8 @@ def _run(
     work = Work(output)
     sidecar = output.with_name(f"{output.name}.json")
     with work.held():
-        stamp = source.stamp
-        job["input_sha256"] = source.sha256()
+        snapshot = Snapshot(source)
+        job["input_sha256"] = snapshot.sha256
         rows = finished(output, sidecar, job)
         if rows is not None:
             work.remove()  # of a process that was killed just before
@@ -164,10 +163,7 @@ def _run(
         form = make_form(output, source, total, types, job["dimension"])
         found = 0 if done is None else done.rows
         report(found, total)
-        _embed(encode, job, source, form, work, done, lambda rows: report(rows, total))
-        if source.stamp != stamp:
-            work.remove()
-            raise ValueError(f"{source.path} changed while it was read; start again")
+        _embed(encode, job, snapshot, form, work, done, lambda rows: report(rows, total))
         facts = {**job, "rows": total, "version": __version__}
         work.publish(form.finish(work.data, facts), sidecar, facts)
     return Embedded(output, sidecar, total, job["dimension"], found)
@@ -176,7 +172,7 @@ def _run(
 def _embed(
     encode: _Encode,
     job: Job,
-    source: Source,
+    source: Snapshot,
     form: Form,
     work: Work,
     done: Done | None,
@@ -198,8 +194,7 @@ def _embed(
         else:
             file.truncate(done.size)
             file.seek(done.size)
-        rest = itertools.islice(source.rows(), done.rows, None)
-        for part in chunks(rest, job["chunk"], len(source.keep)):
+        for part in source.chunks(done.rows, job["chunk"]):
             vectors = encode(part.texts)
             done = append(form.body(done.rows, part, vectors), done.rows + len(part.texts))
             report(done.rows)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,12 +63,12 @@ class Source:
         if self.format == "text" and self.keep:
             raise ValueError(f"{self.path} has no columns, so {self.keep[0]!r} cannot be kept")
 
-    @property
+    @cached_property
     def packed(self) -> bool:
         """Whether the file is compressed with gzip."""
         return self.path.suffix.lower() == ".gz"
 
-    @property
+    @cached_property
     def format(self) -> str:
         """What the file's name says: text, jsonl, csv, tsv or parquet; else ValueError."""
         ending = (self.path.with_suffix("") if self.packed else self.path).suffix.lower()
@@ -140,9 +142,10 @@ class Source:
             with parquet.ParquetFile(self.path, **options) as file:
                 have = file.schema_arrow.names
                 for name in (self.column, *self.keep):
-                    if name not in have:
+                    if have.count(name) != 1:
                         known = ", ".join(map(repr, have)) or "none"
-                        raise ValueError(f"{self.path}: no column {name!r}; it has {known}")
+                        many = "more than one" if name in have else "no"
+                        raise ValueError(f"{self.path}: {many} column {name!r}; it has {known}")
                 number = 0
                 names = list(dict.fromkeys((self.column, *self.keep)))
                 for batch in file.iter_batches(batch_size=1024, columns=names):
@@ -152,7 +155,7 @@ class Source:
                         # As arrays of one value, which keep their exact type.
                         yield Row(number, checked, tuple(part.slice(index, 1) for part in kept))
                         number += 1
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(f"{self.path} is not a readable Parquet file: {error}") from error
 
 
@@ -236,3 +239,34 @@ def _common_type(source: Source, index: int, before: Any, values: list[Any], chu
             f"{source.place(chunk.first)} to {chunk.last}: the column {source.keep[index]!r} has "
             f"values that make no column: {error}"
         ) from error
+
+
+class Snapshot:
+    """A source as it is now; ``sha256`` is the digest of its bytes."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._stamp = source.stamp
+        self.sha256 = source.sha256()
+
+    def chunks(self, first: int, size: int) -> Iterator[Chunk]:
+        """The chunks from row number ``first`` on.
+
+        Raises ValueError when the file has got another content.
+        """
+        rows = itertools.islice(self._source.rows(), first, None)
+        for chunk in chunks(rows, size, len(self._source.keep)):
+            self._check()
+            yield chunk
+        self._check()
+
+    def _check(self) -> None:
+        stamp = self._source.stamp
+        if stamp == self._stamp:
+            return
+        if self._source.sha256() != self.sha256:
+            raise ValueError(
+                f"{self._source.path} changed while it was read; what is finished belongs to its "
+                "old content"
+            )
+        self._stamp = stamp
