@@ -80,7 +80,7 @@ def embed(
     [bold]Examples[/bold]
 
       tokprune embed all-MiniLM-L6-v2 corpus.jsonl.gz vectors.npy
-      tokprune embed all-MiniLM-L6-v2 posts.csv posts.parquet --column body --keep id
+      tokprune embed all-MiniLM-L6-v2 posts.csv v.parquet --column body --keep id
     """
     from tokprune_rt.jobs import embed_file
     from tokprune_rt.jobs.embed import check_paths
