@@ -24,7 +24,7 @@ from tokprune_rt.cli.options import parse_settings
 from tokprune_rt.cli.words import layer_names, policy_words
 from tokprune_rt.policy import PRESETS, parse_policy, preset
 
-COMMANDS = ("demo", "encode", "predict", "explain", "info", "export", "serve", "bench")
+COMMANDS = ("demo", "encode", "embed", "predict", "explain", "info", "export", "serve", "bench")
 MINILM = "all-MiniLM-L6-v2"
 LINES = ["The first text.", "", "  Ein zweiter Text, l\u00e4nger als der erste. ", "a" * 300]
 

@@ -6,6 +6,7 @@ import typer
 
 from tokprune_rt.cli.bench import bench
 from tokprune_rt.cli.demo import demo
+from tokprune_rt.cli.embed import embed
 from tokprune_rt.cli.encode import encode
 from tokprune_rt.cli.evaluate import evaluate
 from tokprune_rt.cli.explain import explain
@@ -19,7 +20,7 @@ from tokprune_rt.cli.training import finetune, train
 
 def register(app: typer.Typer) -> None:
     """Adds every command, in the order in which help shows them."""
-    for command in (demo, encode, predict, explain, info, export, serve, bench):
+    for command in (demo, encode, embed, predict, explain, info, export, serve, bench):
         app.command()(command)
     app.command()(finetune)
     app.command()(train)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
@@ -14,6 +16,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -21,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+_LOG_SECONDS = 60.0
 # C0 and C1 controls other than tab and newline: a text must not steer the terminal.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -92,17 +97,33 @@ class Stages(Protocol):
     def __call__(self, done: int, total: int, what: str) -> None: ...
 
 
-def _progress() -> Progress:
+class Counter(Protocol):
+    """Says how much is finished, and how much there is."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+class _Rate(ProgressColumn):
+    """Finished work a second, over the last minutes."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
+def _progress(*columns: ProgressColumn, width: int = 40) -> Progress:
     """A progress bar on standard error; draws nothing unless that is a terminal."""
     # FORCE_COLOR makes a console of a pipe, but a bar in a file helps nobody.
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(width),
         MofNCompleteColumn(),
+        *columns,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=err(),
         disable=not sys.stderr.isatty(),
+        # Steps of a long job may be minutes apart.
+        speed_estimate_period=600,
     )
 
 
@@ -128,3 +149,37 @@ def stages_bar() -> Iterator[Stages]:
             progress.update(task, completed=done, total=total, description=what)
 
         yield stage
+
+
+@contextmanager
+def job_bar(label: str) -> Iterator[Counter]:
+    """Yields a function that is told of a long job's state: a bar, or a line a minute in a log."""
+    if not sys.stderr.isatty():
+        yield _log(label)
+        return
+    with _progress(_Rate(), width=20) as progress:
+        task = progress.add_task(label, total=None)
+
+        def count(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield count
+
+
+def _log(label: str) -> Counter:
+    begun: tuple[float, int] | None = None
+    shown = 0.0
+
+    def count(done: int, total: int) -> None:
+        nonlocal begun, shown
+        now = time.monotonic()
+        if begun is None:
+            begun, shown = (now, done), now
+        elif now - shown >= _LOG_SECONDS:
+            shown = now
+            rate = (done - begun[1]) / (now - begun[0])
+            left = timedelta(seconds=round((total - done) / rate))
+            line = f"{label}: {done:,} of {total:,}, {rate:,.0f}/s, {left} left"
+            err().print(line, markup=False, soft_wrap=True)
+
+    return count

@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokprune_rt.cli.console import err, progress_bar
-from tokprune_rt.cli.files import (
-    Record,
-    json_line,
-    output_file,
-    read_records,
-)
+from tokprune_rt.cli.files import json_line, output_file, read_records
 from tokprune_rt.cli.options import (
     BatchSizeOption,
     IsaOption,
     ModelArgument,
+    NormalizeOption,
     PolicyOption,
     PrecisionOption,
     PresetOption,
     ProfileOption,
+    PromptNameOption,
     SetOption,
     ThreadsOption,
     TruncateOption,
@@ -35,6 +32,7 @@ from tokprune_rt.files import atomic_file, check_target
 
 if TYPE_CHECKING:
     from tokprune_rt.outputs import FloatArray
+    from tokprune_rt.records import Record
 
     Write = Callable[[list[Record], FloatArray], None]
 
@@ -74,18 +72,8 @@ def encode(
             show_default=False,
         ),
     ] = None,
-    normalize: Annotated[
-        bool, typer.Option("--normalize", help="Scale every embedding to length 1.")
-    ] = False,
-    prompt_name: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt-name",
-            metavar="NAME",
-            help="The model's prompt to put before every text.",
-            show_default=False,
-        ),
-    ] = None,
+    normalize: NormalizeOption = False,
+    prompt_name: PromptNameOption = None,
     truncate: TruncateOption = True,
     policy: PolicyOption = None,
     preset: PresetOption = None,

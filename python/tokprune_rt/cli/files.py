@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import sys
@@ -13,15 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tokprune_rt.files import atomic_file
+from tokprune_rt.records import SUFFIXES, Record, json_records, table_records, text_of
 
 FORMATS = ("text", "jsonl", "csv", "tsv")
-_SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-}
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ def read_source(name: str) -> Source:
 def input_format(name: str, stated: str | None) -> str:
     """The format stated, or the one that the file's name says; ``"text"`` for everything else."""
     if stated is None:
-        return _SUFFIXES.get(Path(name).suffix.lower(), "text")
+        return SUFFIXES.get(Path(name).suffix.lower(), "text")
     if stated not in FORMATS:
         raise ValueError(f"unknown format {stated!r}; supported are {', '.join(FORMATS)}")
     return stated
@@ -76,49 +69,15 @@ def read_records(name: str, stated: str | None, field: str) -> list[Record]:
     source = read_source(name)
     if kind == "text":
         return [{field: line} for line in lines_of(source.content)]
-    records = _json_lines(source) if kind == "jsonl" else _table(source, kind)
+    if kind == "jsonl":
+        records = json_records(lines_of(source.content), source.label)
+    else:
+        records = table_records(io.StringIO(source.content, newline=""), source.label, kind)
     found = []
     for line, record in records:
-        if not isinstance(record.get(field), str):
-            problem = (
-                f"{field!r} is {type(record[field]).__name__}, not a text"
-                if field in record
-                else f"no field {field!r}, only {', '.join(map(repr, record)) or 'nothing'}"
-            )
-            raise ValueError(f"{source.label}, line {line}: {problem}")
+        text_of(record, field, f"{source.label}, line {line}")
         found.append(record)
     return found
-
-
-def _json_lines(source: Source) -> Iterator[tuple[int, Record]]:
-    for number, line in enumerate(lines_of(source.content), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{source.label}, line {number}: not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            kind = type(record).__name__
-            raise ValueError(f"{source.label}, line {number}: found {kind}, not a JSON object")
-        yield number, record
-
-
-def _table(source: Source, kind: str) -> Iterator[tuple[int, Record]]:
-    reader = csv.DictReader(
-        io.StringIO(source.content, newline=""),
-        dialect="excel-tab" if kind == "tsv" else "excel",
-        strict=True,
-    )
-    try:
-        for row in reader:
-            if None in row:
-                raise ValueError(
-                    f"{source.label}, line {reader.line_num}: more cells than the header has"
-                )
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"{source.label}, line {reader.line_num}: {error}") from error
 
 
 @contextlib.contextmanager

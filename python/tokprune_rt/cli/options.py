@@ -105,6 +105,18 @@ BatchSizeOption = Annotated[
         rich_help_panel=_RUNTIME,
     ),
 ]
+NormalizeOption = Annotated[
+    bool, typer.Option("--normalize", help="Scale every embedding to length 1.")
+]
+PromptNameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-name",
+        metavar="NAME",
+        help="The model's prompt to put before every text.",
+        show_default=False,
+    ),
+]
 TruncateOption = Annotated[
     bool,
     typer.Option("--truncate/--no-truncate", help="Cut over-long texts, or refuse them."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokprune_rt.cli.console import progress_bar
-from tokprune_rt.cli.files import Record, json_line, output_file, read_records
+from tokprune_rt.cli.files import json_line, output_file, read_records
 from tokprune_rt.cli.options import (
     BatchSizeOption,
     IsaOption,
@@ -21,6 +21,7 @@ from tokprune_rt.cli.options import (
     TruncateOption,
     load_model,
 )
+from tokprune_rt.records import Record
 
 if TYPE_CHECKING:
     from tokprune_rt.model import Model

@@ -1,0 +1,63 @@
+"""Records out of lines: JSON lines and tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+Record = dict[str, Any]
+
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+"""What a file's ending says about its format."""
+
+# The csv module's own limit is less than a long document.
+_LONGEST_CELL = 1 << 26
+
+
+def json_records(lines: Iterable[str], label: str) -> Iterator[tuple[int, Record]]:
+    """Line number and object of every line that is not blank.
+
+    Raises ValueError naming ``label`` and the line for what is no JSON object.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{label}, line {number}: not valid JSON: {error}") from error
+        if not isinstance(record, dict):
+            kind = type(record).__name__
+            raise ValueError(f"{label}, line {number}: found {kind}, not a JSON object")
+        yield number, record
+
+
+def table_records(lines: Iterable[str], label: str, kind: str) -> Iterator[tuple[int, Record]]:
+    """Last line and cells by column of every row of a ``"csv"`` or ``"tsv"`` with a header.
+
+    ``lines`` keep their ends. Raises ValueError naming ``label`` and the line for a bad row.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    reader = csv.DictReader(lines, dialect="excel-tab" if kind == "tsv" else "excel", strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                raise ValueError(f"{label}, line {reader.line_num}: more cells than the header has")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{label}, line {reader.line_num}: {error}") from error
+
+
+def text_of(record: Record, field: str, where: str) -> str:
+    """The text under ``field``; ValueError naming ``where`` and what is there instead."""
+    value = record.get(field)
+    if isinstance(value, str):
+        return value
+    problem = (
+        f"{field!r} is {type(value).__name__}, not a text"
+        if field in record
+        else f"no field {field!r}, only {', '.join(map(repr, record)) or 'nothing'}"
+    )
+    raise ValueError(f"{where}: {problem}")
