@@ -353,8 +353,8 @@ def test_reading_tables(tmp_path: Path) -> None:
         ("t.tsv", "sentence\tlabel\na\t0\n", r"t\.tsv:2: no column 'text'; found: 'sentence', "),
         ("t.tsv", "text\tlabel\na\n", r"t\.tsv:2: no column 'label'; found: 'text'"),
         ("t.csv", "text,label\n", r"t\.csv: no rows"),
-        ("t.jsonl", "{\n", r"t\.jsonl:1: not JSON"),
-        ("t.jsonl", "[1]\n", r"t\.jsonl:1: expected an object, found list"),
+        ("t.jsonl", "{\n", r"t\.jsonl, line 1: not valid JSON"),
+        ("t.jsonl", "[1]\n", r"t\.jsonl, line 1: found list, not a JSON object"),
         ("t.xml", "a\n", r"unknown kind of file; known: \.tsv"),
     ],
 )

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from tokprune_rt.records import json_records
 from tokprune_rt.tokenizer import TextOrPair, check_text
 from tokprune_rt.train.data import Data, Examples, Question, Questions, Sentences
 from tokprune_rt.train.hub import dataset_rows, is_dataset
@@ -126,9 +127,8 @@ def _rows(path: Path, columns: Columns) -> Iterator[tuple[str, Row]]:
     kind = _plain(path).suffix
     with _open(path, "" if kind == ".csv" else None) as file:
         if kind == ".jsonl":
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _json_row(path, number, line)
+            for number, record in json_records(file, str(path)):
+                yield f"{path}:{number}", record
             return
         if kind == ".tsv":
             rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -158,16 +158,6 @@ def _checked(rows: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
             raise ValueError(f"{path}:{count + 1}: {error} (an unclosed quote?)") from error
         count += 1
         yield row
-
-
-def _json_row(path: Path, number: int, line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}:{number}: expected an object, found {type(row).__name__}")
-    return row
 
 
 # Tagged sentences -----------------------------------------------------------------------------
