@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import torch
 import transformers
 
 import tokprune_rt
+from tokprune_rt.bench.timing import Timing
 from tokprune_rt.outputs import dense_macs
 from tokprune_rt.policy import find_policy
 from tokprune_rt.train import (
-    Columns,
     Examples,
     MaskedEncoder,
     PolicyChooser,
@@ -25,7 +24,7 @@ from tokprune_rt.train import (
     Settings,
     evaluate,
     finetune,
-    read_examples,
+    latency,
     runs,
     train_gate,
     train_ltp,
@@ -35,7 +34,6 @@ from tokprune_rt.train import (
 from tokprune_rt.train.budget import Budget, Widths, factor_for
 from tokprune_rt.train.data import collate, tokenizer_of
 from tokprune_rt.train.gates import SHAPES
-from tokprune_rt.train.latency import macs_for_speedup
 from tokprune_rt.train.masked import Pass
 from tokprune_rt.train.power import PowerRetention
 from tokprune_rt.train.top import TopMasks, ranking_loss
@@ -161,14 +159,24 @@ def assert_counted(folder: Path, slack: float = 1e-4) -> float:
     return found["policy"].macs
 
 
-def test_a_speedup_becomes_multiply_adds(dense: Path) -> None:
+def test_a_speedup_becomes_multiply_adds(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More speed, less work; what no policy reaches is said."""
     tokens = tokenizer_of(dense).tokenize([" ".join(DEV.texts[i : i + 5]) for i in range(60)])
-    with pytest.raises(ValueError, match=r"a speed-up of 50 is out of reach on this machine: with"):
-        macs_for_speedup(dense, tokens, 50)
+    seconds = [1.0, 0.9, 0.75, 0.8, 0.5, 0.4]
+
+    def timed(calls: list[Any], *_: float) -> list[Timing]:
+        for call in calls:
+            call()
+        return [Timing(((taken,),)) for taken in seconds]
+
+    monkeypatch.setattr(latency, "alternate", timed)
+    with pytest.raises(ValueError, match=r"50 is out of reach.* times as fast") as caught:
+        latency.macs_for_speedup(dense, tokens, 50)
+    assert str(caught.value).endswith("these texts run 2.50 times as fast")
     with pytest.raises(ValueError, match="speed-up: found 1; allowed: above 1"):
-        macs_for_speedup(dense, tokens, 1)
-    assert 0.2 < macs_for_speedup(dense, tokens, 1.05) < 1
+        latency.macs_for_speedup(dense, tokens, 1)
+    work = [latency.macs_for_speedup(dense, tokens, speed) for speed in (1.1, 1.3, 1.5, 2, 2.5)]
+    assert work[-1] > 0.2 and work[0] < 1 and work == sorted(work, reverse=True)
 
 
 def a_pass(lengths: list[int], pinned: int) -> Pass:
@@ -329,39 +337,6 @@ def test_a_seed_decides_everything(tiny: Any, tmp_path: Path) -> None:
     first = weights("a", 1)
     assert weights("b", 2) != first
     assert weights("c", 1) == first
-
-
-def test_reading_tables(tmp_path: Path) -> None:
-    columns = Columns("text", "label", "other")
-    expected = Examples([("a b", "c"), ('say "d"', "e")], ["x", "y"])
-    (tmp_path / "t.tsv").write_text('text\tother\tlabel\na b\tc\tx\nsay "d"\te\ty\n')
-    (tmp_path / "t.csv").write_text('label,text,other\nx,a b,c\ny,"say ""d""",e\n')
-    rows = [{"text": "a b", "other": "c", "label": "x"}]
-    rows.append({"text": 'say "d"', "other": "e", "label": "y"})
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("t.tsv", "t.csv", "t.jsonl"):
-        assert read_examples(tmp_path / name, columns) == expected
-    (tmp_path / "bare.tsv").write_text("gj04\t1\t\tIt rained.\n")
-    assert read_examples(tmp_path / "bare.tsv", Columns("3", "1")) == Examples(
-        ["It rained."], ["1"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("t.tsv", "sentence\tlabel\na\t0\n", r"t\.tsv:2: no column 'text'; found: 'sentence', "),
-        ("t.tsv", "text\tlabel\na\n", r"t\.tsv:2: no column 'label'; found: 'text'"),
-        ("t.csv", "text,label\n", r"t\.csv: no rows"),
-        ("t.jsonl", "{\n", r"t\.jsonl, line 1: not valid JSON"),
-        ("t.jsonl", "[1]\n", r"t\.jsonl, line 1: found list, not a JSON object"),
-        ("t.xml", "a\n", r"unknown kind of file; known: \.tsv"),
-    ],
-)
-def test_bad_tables_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message):
-        read_examples(tmp_path / name, Columns("text", "label"))
 
 
 def test_models_and_labels_that_do_not_fit(tiny: Any, dense: Path, tmp_path: Path) -> None:

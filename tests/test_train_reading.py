@@ -1,4 +1,4 @@
-"""Tagged sentences, questions and data sets from files, and what is said of bad ones."""
+"""Labelled texts, tagged sentences, questions and data sets from files; what is said of bad ones."""
 
 from __future__ import annotations
 
@@ -233,3 +233,36 @@ def test_data_sets_need_a_package_and_a_split(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="data sets need: pip install datasets"):
         read_examples("hf:imdb:test", Columns())
+
+
+def test_reading_tables(tmp_path: Path) -> None:
+    columns = Columns("text", "label", "other")
+    expected = Examples([("a b", "c"), ('say "d"', "e")], ["x", "y"])
+    (tmp_path / "t.tsv").write_text('text\tother\tlabel\na b\tc\tx\nsay "d"\te\ty\n')
+    (tmp_path / "t.csv").write_text('label,text,other\nx,a b,c\ny,"say ""d""",e\n')
+    rows = [{"text": "a b", "other": "c", "label": "x"}]
+    rows.append({"text": 'say "d"', "other": "e", "label": "y"})
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("t.tsv", "t.csv", "t.jsonl"):
+        assert read_examples(tmp_path / name, columns) == expected
+    (tmp_path / "bare.tsv").write_text("gj04\t1\t\tIt rained.\n")
+    assert read_examples(tmp_path / "bare.tsv", Columns("3", "1")) == Examples(
+        ["It rained."], ["1"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.tsv", "sentence\tlabel\na\t0\n", r"t\.tsv:2: no column 'text'; found: 'sentence', "),
+        ("t.tsv", "text\tlabel\na\n", r"t\.tsv:2: no column 'label'; found: 'text'"),
+        ("t.csv", "text,label\n", r"t\.csv: no rows"),
+        ("t.jsonl", "{\n", r"t\.jsonl, line 1: not valid JSON"),
+        ("t.jsonl", "[1]\n", r"t\.jsonl, line 1: found list, not a JSON object"),
+        ("t.xml", "a\n", r"unknown kind of file; known: \.tsv"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_examples(tmp_path / name, Columns("text", "label"))
