@@ -1,4 +1,4 @@
-"""Labelled texts, tagged sentences, questions and data sets from files; what is said of bad ones."""
+"""Labelled texts, tagged sentences, questions and data sets; what is said of bad files."""
 
 from __future__ import annotations
 
