@@ -75,7 +75,7 @@ def test_errors_are_one_line(dense: Path, tables: dict[str, Path], tmp_path: Pat
     bad = run("train", "ltp", "all-MiniLM-L6-v2", out, *columns(tables), code=2).stderr
     assert "run `tokprune finetune` first" in bad
     bad = run("train", "ltp", dense, out, *columns(tables), "--bins", "5", code=2).stderr
-    assert "--bins is not an option of `train ltp`" in bad
+    assert "--bins is an option of `train top`, not of `train ltp`" in bad
     assert not out.exists()
 
 

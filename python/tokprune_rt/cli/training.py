@@ -265,8 +265,11 @@ def train(
     own = {"s_pad": s_pad, "bins": bins, "shape": shape}
     given = {name: value for name, value in own.items() if value is not None}
     for name in given:
-        if (name, method) not in _OF_METHOD:
-            raise ValueError(f"--{name.replace('_', '-')} is not an option of `train {method}`")
+        if _OF_METHOD[name] != method:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is an option of `train {_OF_METHOD[name]}`, not of "
+                f"`train {method}`"
+            )
     settings = {
         "batch_size": batch_size,
         "seed": seed,
@@ -295,8 +298,4 @@ def train(
     _report(result)
 
 
-_OF_METHOD = {
-    ("s_pad", "ltp"),
-    ("bins", "top"),
-    ("shape", "gate"),
-}
+_OF_METHOD = {"s_pad": "ltp", "bins": "top", "shape": "gate"}

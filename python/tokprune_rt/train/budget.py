@@ -87,5 +87,7 @@ def factor_for(target: float, macs: Callable[[float], float]) -> float:
         middle = (low * high) ** 0.5
         found = macs(middle)
         tried.append((abs(found - target), middle))
+        if tried[-1][0] < 1e-3:
+            break
         low, high = (middle, high) if found > target else (low, middle)
     return min(tried)[1]

@@ -16,6 +16,7 @@ from transformers import get_scheduler
 from tokprune_rt.files import atomic_file
 from tokprune_rt.train.data import Encoded, collate, training_batches
 from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass, logits_of, rows_of
+from tokprune_rt.train.state import Progress, Telling, copied, random_state, set_random_state
 from tokprune_rt.train.tasks import Floats, Task
 
 Say = Callable[[str], None]
@@ -157,9 +158,10 @@ class Training:
         per_epoch = -(-len(self.train) // self.settings.batch_size)
         total = max(1, per_epoch * stage.epochs)
         schedule = get_scheduler("linear", optimizer, int(self.settings.warm_up * total), total)
-        state = _Progress()
+        state = Progress()
         if self._saved is not None and self._saved["stage"] == stage.name:
             self._load(stage, optimizer, schedule, state)
+        telling = Telling(self.say, stage.name, stage.epochs, total, state.taken)
         saved_at = time.monotonic()
         while state.epoch < stage.epochs and not self._gave_up(stage, state):
             batches = self._batches(state.epoch)
@@ -167,6 +169,7 @@ class Training:
             while state.step < len(batches):
                 self._step(stage, optimizer, schedule, batches[state.step], state, total)
                 state.step += 1
+                telling.step(state, len(batches))
                 if time.monotonic() - saved_at > self.settings.save_seconds:
                     self._save(stage, optimizer, schedule, state)
                     saved_at = time.monotonic()
@@ -175,7 +178,7 @@ class Training:
             score, kept = self.evaluate(stage.chooser())
             if not stage.keep_best or score > state.best_score:
                 state.best_score, state.best_epoch = score, state.epoch
-                state.best = _copied(self._weights(stage))
+                state.best = copied(self._weights(stage))
             self._save(stage, optimizer, schedule, state)
             saved_at = time.monotonic()
             self.say(
@@ -187,7 +190,7 @@ class Training:
         self._finish(stage, state.best_score)
         return state.best_score
 
-    def _gave_up(self, stage: Stage, state: _Progress) -> bool:
+    def _gave_up(self, stage: Stage, state: Progress) -> bool:
         waited = state.epoch - state.best_epoch
         return stage.keep_best and 0 < self.settings.patience <= waited
 
@@ -242,7 +245,7 @@ class Training:
         return training_batches(lengths, self.settings.batch_size, generator)
 
     def _step(
-        self, stage: Stage, optimizer: Any, schedule: Any, places: Any, state: _Progress, total: int
+        self, stage: Stage, optimizer: Any, schedule: Any, places: Any, state: Progress, total: int
     ) -> None:
         model = self.encoder.model
         targets = self.train.targets[torch.from_numpy(places)].to(self._device)
@@ -313,7 +316,7 @@ class Training:
                 raise KeyboardInterrupt from error
             raise
 
-    def _save(self, stage: Stage, optimizer: Any, schedule: Any, state: _Progress) -> None:
+    def _save(self, stage: Stage, optimizer: Any, schedule: Any, state: Progress) -> None:
         self._write(
             {
                 "stage": stage.name,
@@ -322,11 +325,11 @@ class Training:
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
                 "progress": asdict(state),
-                "random": _random_state(),
+                "random": random_state(),
             }
         )
 
-    def _load(self, stage: Stage, optimizer: Any, schedule: Any, state: _Progress) -> None:
+    def _load(self, stage: Stage, optimizer: Any, schedule: Any, state: Progress) -> None:
         saved = self._saved
         assert saved is not None
         self._put(stage, saved["weights"])
@@ -334,7 +337,7 @@ class Training:
         schedule.load_state_dict(saved["schedule"])
         for name, value in saved["progress"].items():
             setattr(state, name, value)
-        _set_random_state(saved["random"])
+        set_random_state(saved["random"])
         self.say(f"{stage.name}: going on after {state.taken} steps")
 
     def _finish(self, stage: Stage, score: float) -> None:
@@ -343,43 +346,15 @@ class Training:
         for name, before in done.items():
             if name != stage.name:
                 before["weights"].pop("model", None)
-        self._write({"stage": "", "done": done, "random": _random_state()})
+        self._write({"stage": "", "done": done, "random": random_state()})
 
     def _restore_done(self, stage: Stage) -> float:
         assert self._saved is not None
         done = self._saved["done"][stage.name]
         self._put(stage, done["weights"])
-        _set_random_state(self._saved["random"])
+        set_random_state(self._saved["random"])
         self.say(f"{stage.name}: done before, dev {done['score']:.2f}")
         return float(done["score"])
-
-
-@dataclass
-class _Progress:
-    """Where a stage is."""
-
-    epoch: int = 0
-    step: int = 0
-    taken: int = 0
-    best_score: float = float("-inf")
-    best_epoch: int = 0
-    best: dict[str, Any] | None = None
-    losses: list[float] = field(default_factory=list)
-
-    def mean_loss(self) -> float:
-        """Of the last steps."""
-        return float(np.mean(self.losses)) if self.losses else float("nan")
-
-
-def _random_state() -> list[Tensor]:
-    """Of every generator that dropout may draw from."""
-    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
-
-
-def _set_random_state(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0].cpu())
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all([state.cpu() for state in states[1:]])
 
 
 def _groups(model: nn.Module, stage: Stage, decay: float) -> list[dict[str, Any]]:
@@ -391,10 +366,3 @@ def _groups(model: nn.Module, stage: Stage, decay: float) -> list[dict[str, Any]
     for module, rate in stage.own.values():
         groups.append({"params": list(module.parameters()), "lr": rate, "weight_decay": 0.0})
     return groups
-
-
-def _copied(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    return {
-        name: {key: value.detach().clone() for key, value in part.items()}
-        for name, part in weights.items()
-    }
