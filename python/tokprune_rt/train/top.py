@@ -30,9 +30,9 @@ from tokprune_rt.train.select import rank_bin, ranks
 
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 _LIMIT = math.log(100)
-# Log-alphas to begin with: nearly all bits are 1, so that nothing leaves; gates are on, so that
-# bits of all layers learn, and go off where pruning hurts.
-FIRST_BIT, FIRST_GATE = 3.0, 2.0
+# Log-alphas to begin with: bits are almost surely 1; gates are as likely off as on, so that the
+# first steps reach the bits behind them. (Gates that begin on cost TREC four points at 45%.)
+FIRST_BIT, FIRST_GATE = 3.0, 0.0
 
 
 class TopMasks(Method):
