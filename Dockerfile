@@ -6,7 +6,7 @@ RUN pip wheel --no-cache-dir --wheel-dir /wheels "/src[serve]"
 
 FROM python:3.12-slim
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-index --find-links /wheels "tokprune-rt[serve]" \
+    pip install --no-cache-dir --no-deps /wheels/*.whl \
     && useradd --create-home --uid 10001 tokprune
 USER tokprune
 EXPOSE 8080

@@ -7,6 +7,15 @@ import os
 
 from tokprune_rt.bench.texts import documents
 
+# Two of them are near each other and the query.
+TEXTS = [
+    "The cat sleeps on the warm mat.",
+    "Interest rates rose again this quarter.",
+    "A kitten naps in the sun.",
+    "The striker scored twice before half-time.",
+]
+QUERY = "a sleeping cat"
+
 
 def enough(count: int) -> int:
     """`count`, or an eighth of it when an instruction-set level is forced.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpus import QUERY, TEXTS
 
 import tokprune_rt
 from tokprune_rt.integrations.settings import PolicyMismatchWarning
@@ -18,14 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-TEXTS = [
-    "The cat sleeps on the warm mat.",
-    "Interest rates rose again this quarter.",
-    "A kitten naps in the sun.",
-    "The striker scored twice before half-time.",
-]
-QUERY = "a sleeping cat"
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpus import QUERY, TEXTS
 
 import tokprune_rt
 from tokprune_rt.policy import preset
 
 pytest.importorskip("langchain_core")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-TEXTS = [
-    "The cat sleeps on the warm mat.",
-    "Interest rates rose again this quarter.",
-    "A kitten naps in the sun.",
-    "The striker scored twice before half-time.",
-]
-QUERY = "a sleeping cat"
 
 
 @pytest.fixture(scope="module")
