@@ -1,4 +1,4 @@
-"""The declared fields of the policy format, and `parse_policy`, which checks a document."""
+"""`parse_policy`, which checks a policy document against the fields of the format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from .checks import (
     Field,
-    boolean,
     child,
     choice,
     fail,
@@ -22,11 +21,11 @@ from .checks import (
     names,
     number,
     record,
-    share,
     show,
     text,
 )
 from .choices import Score, Select
+from .fields import BOUNDS, LIMITS, PROTECT, SCORES, SELECTORS
 from .rules import check_policy
 from .schema import (
     FORMAT,
@@ -44,115 +43,6 @@ from .storage import FloatArray
 RESERVED_SCORES = ("similarity", "uniform")
 RESERVED_SELECTORS = ("bipartite", "energy_pairs", "pool")
 RESERVED_ACTIONS = ("merge", "pool")
-
-
-def _query(value: object, path: str) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        fields = record(value, path, {"segment": Field(integer(0))})
-        return {"query": "segment", "segment": fields["segment"]}
-    if value not in ("alive", "first"):
-        fail(path, show(value), '"alive", "first" or {"segment": k}')
-    return {"query": value, "segment": None}
-
-
-def _activation(value: object, path: str) -> str:
-    """The engine's name of an activation function, given that or Hugging Face's."""
-    from tokprune_rt.loader.config import activation_names
-
-    known = activation_names()
-    own = {name: name for name in known.values()}
-    return {**known, **own}[choice(*sorted({*known, *own}))(value, path)]
-
-
-def _sign(value: object, path: str) -> int:
-    sign: int = integer(-1, 1)(value, path)
-    if sign == 0:
-        fail(path, "0", "1 or -1")
-    return sign
-
-
-_HEADS = Field(choice("mean", "sum", "max"), "mean")
-_DIAGONAL = Field(boolean, True)
-_QUERY = Field(_query, {"query": "alive", "segment": None})
-_FROM = Field(choice("this", "previous"), "this")
-_ENTROPY = {"heads": _HEADS, "from": _FROM, "sign": Field(_sign, 1)}
-
-SCORES: dict[str, dict[str, Field]] = {
-    "attn_col": {
-        "heads": _HEADS,
-        "diagonal": _DIAGONAL,
-        "query": _QUERY,
-        "norm": Field(choice("none", "alive", "const", "n0", "unprotected"), "none"),
-        "n": Field(number(0, open_low=True), None),
-        "from": _FROM,
-    },
-    "attn_cls": {"value_norm": Field(boolean, False), "from": _FROM},
-    "attn_cum": {
-        "decay": Field(number(0), 1.0),
-        "heads": _HEADS,
-        "diagonal": _DIAGONAL,
-        "query": _QUERY,
-    },
-    "row_entropy": _ENTROPY,
-    "col_entropy": _ENTROPY,
-    "table": {"tensor": Field(text), "index": Field(choice("token", "position"), "token")},
-    "random": {"seed": Field(integer(0, 2**64 - 1), 0)},
-    "gate": {
-        "tensor": Field(text),
-        "activation": Field(_activation, "gelu"),
-        "softmax": Field(boolean, False),
-    },
-}
-"""Fields of each executable score kind, beside "kind"."""
-
-_OF_N = Field(choice("n", "n0"), "n")
-_OF_REFERENCE = Field(choice("max", "mean"), "max")
-
-SELECTORS: dict[str, dict[str, Field]] = {
-    "topk": {"k": Field(integer(0), aligned=True)},
-    "ratio": {
-        "ratio": Field(number(0, 1), aligned=True),
-        "of": _OF_N,
-        "round": Field(choice("ceil", "floor", "round"), "ceil"),
-    },
-    "threshold": {
-        "theta": Field(number(), aligned=True),
-        "floor": Field(number(), 0.0, aligned=True),
-    },
-    "threshold_n": {"eta": Field(number(), aligned=True)},
-    "threshold_rel": {"t": Field(number(), aligned=True), "of": _OF_REFERENCE},
-    "gate": {"t": Field(share, aligned=True)},
-    "predicted_ratio": {
-        "ratios": Field(list_of(number(0, 1))),
-        "tensor": Field(text),
-        "activation": Field(_activation, "gelu"),
-    },
-    "quantile": {"q": Field(number(0, 1), aligned=True)},
-    "top_p": {"p": Field(number(0, 1), aligned=True)},
-    "rank_bins": {
-        "bits": Field(list_of(integer(0, 1))),
-        "bin_rule": Field(choice("int", "float32"), "int"),
-    },
-}
-"""Fields of each executable selector, beside "kind" and the bounds every selector takes."""
-
-_BOUNDS = {
-    "min_tokens": Field(integer(0), 0, aligned=True),
-    "max_tokens": Field(integer(1), None, aligned=True),
-}
-
-_PROTECT = {
-    "first": Field(boolean, False),
-    "last": Field(boolean, False),
-    "token_ids": Field(list_of(integer(0)), ()),
-    "segment": Field(integer(0), None),
-}
-
-_LIMITS = {
-    "min_tokens": Field(integer(0), None),
-    "max_tokens": Field(integer(1), None),
-    "skip_below": Field(integer(0), 0),
-}
 
 
 def _kind(value: object, path: str, table: Mapping[str, Any], reserved: tuple[str, ...]) -> str:
@@ -226,7 +116,7 @@ def _shared(field: Field, layers: tuple[int, ...]) -> Field:
 
 def _select_fields(kind: str, layers: tuple[int, ...]) -> dict[str, Field]:
     fields: dict[str, Field] = {}
-    for name, field in (SELECTORS[kind] | _BOUNDS).items():
+    for name, field in (SELECTORS[kind] | BOUNDS).items():
         if name == "bits":
             fields[name] = _bits(field, layers)
         elif name == "ratios":
@@ -248,7 +138,7 @@ def _parse_select(value: object, path: str, layers: tuple[int, ...]) -> Select:
     parsed = record(_without_kind(value, path), path, fields)
     # A default that is spelled out means the same as one left out: keep one canonical form.
     kept: dict[str, Any] = {}
-    for key, field in (SELECTORS[kind] | _BOUNDS).items():
+    for key, field in (SELECTORS[kind] | BOUNDS).items():
         spelled = (field.default,) * len(layers) if field.aligned else field.default
         if parsed[key] not in (field.default, spelled):
             kept[key] = parsed[key]
@@ -286,7 +176,7 @@ def _parse_profile(value: object, path: str, steps: tuple[Step, ...]) -> Profile
         {
             "theta_scale": Field(number(0), 1.0),
             "steps": Field(list_of(lambda item, _: item), ()),
-            "limits": Field(lambda item, at: given(item, at, _LIMITS), {}),
+            "limits": Field(lambda item, at: given(item, at, LIMITS), {}),
         },
     )
     overrides: list[Select | None] = []
@@ -324,8 +214,8 @@ _TOP = {
     "version": Field(integer(VERSION, VERSION)),
     "layers": Field(integer(1)),
     "name": Field(text, None),
-    "protect": Field(lambda v, p: Protect(**record(v, p, _PROTECT)), Protect()),
-    "limits": Field(lambda v, p: Limits(**record(v, p, _LIMITS)), Limits()),
+    "protect": Field(lambda v, p: Protect(**record(v, p, PROTECT)), Protect()),
+    "limits": Field(lambda v, p: Limits(**record(v, p, LIMITS)), Limits()),
     "dead_first": Field(_passive, False),
     "scores": Field(mapping, {}),
     "steps": Field(list_of(lambda item, _: item), ()),
