@@ -76,19 +76,22 @@ SCORES: dict[str, dict[str, Field]] = {
         "activation": Field(_activation, "gelu"),
         "softmax": Field(boolean, False),
     },
+    "similarity": {"of": Field(choice("hidden", "keys"), "hidden")},
+    "uniform": {},
 }
 """Fields of each kind of score, beside "kind"."""
 
-_OF_N = Field(choice("n", "n0"), "n")
+_RATIO = {
+    "ratio": Field(number(0, 1), aligned=True),
+    "of": Field(choice("n", "n0"), "n"),
+    "round": Field(choice("ceil", "floor", "round"), "ceil"),
+}
+_COSINE = Field(number(-1, 1), aligned=True)
 _OF_REFERENCE = Field(choice("max", "mean"), "max")
 
 SELECTORS: dict[str, dict[str, Field]] = {
     "topk": {"k": Field(integer(0), aligned=True)},
-    "ratio": {
-        "ratio": Field(number(0, 1), aligned=True),
-        "of": _OF_N,
-        "round": Field(choice("ceil", "floor", "round"), "ceil"),
-    },
+    "ratio": _RATIO,
     "threshold": {
         "theta": Field(number(), aligned=True),
         "floor": Field(number(), 0.0, aligned=True),
@@ -107,13 +110,34 @@ SELECTORS: dict[str, dict[str, Field]] = {
         "bits": Field(list_of(integer(0, 1))),
         "bin_rule": Field(choice("int", "float32"), "int"),
     },
+    "bipartite": {**_RATIO, "theta": _COSINE},
+    "energy_pairs": {**_RATIO, "margin": _COSINE, "alpha": Field(number(0), 1.0, aligned=True)},
+    "pool": {**_RATIO, "stride": Field(integer(2), aligned=True)},
 }
-"""Fields of each executable selector, beside "kind" and the bounds every selector takes."""
+"""Fields of each selector, beside "kind" and `BOUNDS`."""
+
+ALTERNATIVES: dict[str, dict[str, tuple[str, ...]]] = {
+    "bipartite": {"ratio": ("of", "round"), "theta": ()},
+    "pool": {"ratio": ("of", "round"), "stride": ()},
+}
+"""Selectors with fields of which exactly one is given; each with the fields that belong to it."""
 
 BOUNDS = {
     "min_tokens": Field(integer(0), 0, aligned=True),
     "max_tokens": Field(integer(1), None, aligned=True),
 }
+"""Fields that every selector takes."""
+
+_LOG_SIZE = {"log_size": Field(boolean, True)}
+
+ACTIONS: dict[str, dict[str, Field]] = {
+    "drop": {},
+    "restore": {},
+    "package": {},
+    "merge": _LOG_SIZE,
+    "pool": _LOG_SIZE,
+}
+"""Fields of each action, beside "kind"."""
 
 PROTECT = {
     "first": Field(boolean, False),

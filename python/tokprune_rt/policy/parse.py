@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from .checks import (
     text,
 )
 from .choices import Score, Select
-from .fields import BOUNDS, LIMITS, PROTECT, SCORES, SELECTORS
+from .fields import ACTIONS, ALTERNATIVES, BOUNDS, LIMITS, PROTECT, SCORES, SELECTORS
 from .rules import check_policy
 from .schema import (
     FORMAT,
@@ -40,16 +40,12 @@ from .schema import (
 )
 from .storage import FloatArray
 
-RESERVED_SCORES = ("similarity", "uniform")
-RESERVED_SELECTORS = ("bipartite", "energy_pairs", "pool")
-RESERVED_ACTIONS = ("merge", "pool")
 
-
-def _kind(value: object, path: str, table: Mapping[str, Any], reserved: tuple[str, ...]) -> str:
+def _kind(value: object, path: str, table: Mapping[str, Any]) -> str:
     found = mapping(value, path)
     if "kind" not in found:
         fail(path, 'no field "kind"', names(table))
-    kind: str = choice(*table, reserved=reserved)(found["kind"], f"{path}.kind")
+    kind: str = choice(*table)(found["kind"], f"{path}.kind")
     return kind
 
 
@@ -58,7 +54,7 @@ def _without_kind(value: object, path: str) -> dict[str, object]:
 
 
 def _parse_score(name: str, value: object, path: str) -> Score:
-    kind = _kind(value, path, SCORES, RESERVED_SCORES)
+    kind = _kind(value, path, SCORES)
     fields = record(_without_kind(value, path), path, SCORES[kind])
     if "query" in fields:
         fields.update(fields.pop("query"))
@@ -114,16 +110,29 @@ def _shared(field: Field, layers: tuple[int, ...]) -> Field:
     return Field(check)
 
 
-def _select_fields(kind: str, layers: tuple[int, ...]) -> dict[str, Field]:
-    fields: dict[str, Field] = {}
-    for name, field in (SELECTORS[kind] | BOUNDS).items():
+def _declared(kind: str, present: Collection[str], path: str) -> dict[str, Field]:
+    """Fields of a selector that has the fields `present`: the others of `ALTERNATIVES` are out."""
+    fields = SELECTORS[kind] | BOUNDS
+    options = ALTERNATIVES.get(kind, {})
+    chosen = [name for name in options if name in present]
+    if options and len(chosen) != 1:
+        found = " and ".join(f'"{name}"' for name in chosen) or "none of them"
+        fail(path, found, f"exactly one of the fields {names(options)}")
+    out = {field for name, own in options.items() if name not in chosen for field in (name, *own)}
+    return {name: field for name, field in fields.items() if name not in out}
+
+
+def _aligned(fields: Mapping[str, Field], layers: tuple[int, ...]) -> dict[str, Field]:
+    """The fields of a selector as they are parsed for a step at `layers`."""
+    result: dict[str, Field] = {}
+    for name, field in fields.items():
         if name == "bits":
-            fields[name] = _bits(field, layers)
+            result[name] = _bits(field, layers)
         elif name == "ratios":
-            fields[name] = _shared(field, layers)
+            result[name] = _shared(field, layers)
         else:
-            fields[name] = _per_layer(field, layers) if field.aligned else field
-    return fields
+            result[name] = _per_layer(field, layers) if field.aligned else field
+    return result
 
 
 def _split(kind: str, fields: Mapping[str, Any]) -> Select:
@@ -133,12 +142,13 @@ def _split(kind: str, fields: Mapping[str, Any]) -> Select:
 
 
 def _parse_select(value: object, path: str, layers: tuple[int, ...]) -> Select:
-    kind = _kind(value, path, SELECTORS, RESERVED_SELECTORS)
-    fields = _select_fields(kind, layers)
-    parsed = record(_without_kind(value, path), path, fields)
+    kind = _kind(value, path, SELECTORS)
+    body = _without_kind(value, path)
+    fields = _declared(kind, body, path)
+    parsed = record(body, path, _aligned(fields, layers))
     # A default that is spelled out means the same as one left out: keep one canonical form.
     kept: dict[str, Any] = {}
-    for key, field in (SELECTORS[kind] | BOUNDS).items():
+    for key, field in fields.items():
         spelled = (field.default,) * len(layers) if field.aligned else field.default
         if parsed[key] not in (field.default, spelled):
             kept[key] = parsed[key]
@@ -162,11 +172,10 @@ def _parse_step(value: object, path: str, policy_layers: int) -> Step:
         fail(f"{path}.layers", show(list(layers)), "a strictly increasing list, not empty")
     if fields["site"] == "embed" and layers != (0,):
         fail(f"{path}.layers", show(list(layers)), '[0] at site "embed"')
-    kinds = dict.fromkeys(("drop", "restore", "package"))
-    action = _kind(fields["action"], f"{path}.action", kinds, RESERVED_ACTIONS)
-    given(_without_kind(fields["action"], path), f"{path}.action", {})
+    action = _kind(fields["action"], f"{path}.action", ACTIONS)
+    options = record(_without_kind(fields["action"], path), f"{path}.action", ACTIONS[action])
     select = _parse_select(fields["select"], f"{path}.select", layers)
-    return Step(layers, fields["site"], fields["score"], select, action)
+    return Step(layers, fields["site"], fields["score"], select, action, **options)
 
 
 def _parse_profile(value: object, path: str, steps: tuple[Step, ...]) -> Profile:
@@ -187,9 +196,10 @@ def _parse_profile(value: object, path: str, steps: tuple[Step, ...]) -> Profile
         if item is None:
             overrides.append(None)
             continue
-        kind, layers = steps[i].select.kind, steps[i].layers
-        parsed = given(item, f"{path}.steps[{i}]", _select_fields(kind, layers))
-        overrides.append(_split(kind, parsed) if parsed else None)
+        own, at = steps[i].select, f"{path}.steps[{i}]"
+        fields_of_step = _aligned(_declared(own.kind, own.values, at), steps[i].layers)
+        parsed = given(item, at, fields_of_step)
+        overrides.append(_split(own.kind, parsed) if parsed else None)
     if not any(overrides):
         overrides = []
     return Profile(fields["theta_scale"], tuple(overrides), fields["limits"])
