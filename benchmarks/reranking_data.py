@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from tokprune_rt.policy import PolicySource
 from tokprune_rt.train import Columns, Examples, Run, Settings, finetune, read_examples, train_ltp
 
 MODEL = "all-MiniLM-L6-v2"
@@ -25,12 +28,12 @@ def queries_of(data: Examples) -> list[str]:
     return [text[0] for text in data.texts]
 
 
-def held_out(data: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Pairs to learn from, and those of ``share`` of the questions, to choose by."""
+def held_out(data: Examples, seed: int) -> tuple[Examples, Examples]:
+    """Pairs to learn from, and those of a fifth of the questions, to choose by."""
     queries = queries_of(data)
     names = list(dict.fromkeys(queries))
     order = np.random.default_rng(seed).permutation(len(names))
-    held = {names[i] for i in order[: round(share * len(names))]}
+    held = {names[i] for i in order[: -(-len(names) // 5)]}
 
     def part(inside: bool) -> Examples:
         places = [i for i, query in enumerate(queries) if (query in held) == inside]
@@ -40,25 +43,32 @@ def held_out(data: Examples, share: float, seed: int) -> tuple[Examples, Example
 
 
 def train(
-    data: Path, out: Path, policies: dict[str, object], seed: int, epochs: int, targets: list[float]
+    data: Path,
+    out: Path,
+    policies: Mapping[str, PolicySource] | None = None,
+    shares: Sequence[float] = (),
+    *,
+    seed: int,
+    epochs: int,
 ) -> None:
-    """The folders of ``out`` that are not there yet: the dense model, one that has learned under
-    each of ``policies``, and one for each target of learned thresholds."""
-    examples, held = held_out(read(data, "train"), 0.2, seed)
-    settings = Settings(seed=seed)
+    """The folders of ``out`` that are not there yet: the dense model, and made from it one that has
+    learned under each of ``policies``, and one with learned thresholds for each of ``shares`` of
+    the work."""
+    examples, held = held_out(read(data, "train"), seed)
+    say = partial(print, flush=True)
 
     def run(source: Path | str, name: str) -> Run:
+        settings = Settings(seed=seed)
         return Run(
-            str(source), out / name, examples, held, False, METRIC, MAX_LENGTH, settings, print
+            str(source), out / name, examples, held, False, METRIC, MAX_LENGTH, settings, say
         )
 
-    dense = out / "dense"
-    if not dense.exists():
+    if not (out / "dense").exists():
         finetune(run(MODEL, "dense"), epochs=epochs)
-    for name, policy in policies.items():
+    for name, policy in (policies or {}).items():
         if not (out / name).exists():
-            finetune(run(dense, name), epochs=2, rate=3e-5, policy=policy)  # type: ignore[arg-type]
-    for target in targets:
-        name = f"ltp-{target:g}"
+            finetune(run(out / "dense", name), epochs=2, rate=3e-5, policy=policy)
+    for share in shares:
+        name = f"ltp-{share:g}"
         if not (out / name).exists():
-            train_ltp(run(dense, name), target=target)
+            train_ltp(run(out / "dense", name), target=share)
