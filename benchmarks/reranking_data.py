@@ -58,13 +58,13 @@ def train(
     say = partial(print, flush=True)
 
     def run(source: Path | str, name: str) -> Run:
-        settings = Settings(seed=seed)
+        settings = Settings(batch_size=16, seed=seed)
         return Run(
             str(source), out / name, examples, held, False, METRIC, MAX_LENGTH, settings, say
         )
 
     if not (out / "dense").exists():
-        finetune(run(MODEL, "dense"), epochs=epochs)
+        finetune(run(MODEL, "dense"), epochs=epochs, rate=1e-4)
     for name, policy in (policies or {}).items():
         if not (out / name).exists():
             finetune(run(out / "dense", name), epochs=2, rate=3e-5, policy=policy)

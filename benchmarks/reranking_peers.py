@@ -3,9 +3,10 @@
     pip install "sentence-transformers[onnx,openvino]"
     python benchmarks/reranking_peers.py --data FOLDER --model DIR/dense --pruned DIR/NAME
 
-DIR is that of reranking.py. Every engine gets the same questions, texts and number of threads,
-through `CrossEncoder.rank`, texts to order. Scores are compared with torch's before anything is
-timed; all calls take turns. A backend that does not load is left out, and said to be.
+DIR is that of reranking.py, NAME one of its folders, or a policy's file for the dense weights.
+Every engine gets the same questions, texts and number of threads, through `CrossEncoder.rank`,
+texts to order. Scores are compared with torch's before anything is timed; all calls take turns. A
+backend that does not load is left out, and said to be.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pruned", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--pruned", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--profile", help="of the policy; default: its own numbers")
+    parser.add_argument("--rescore", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -137,14 +140,18 @@ def main() -> None:
             raise ValueError(f"{backend}: scores differ from torch's by {difference:.2g}")
         peers.append(f"sentence-transformers, {backend}")
         add(peers[-1], model, f"{difference:.0e}")
-    for kind, folder, profile, rescore in (
+    folder, policy = options.pruned, "auto"
+    if folder.is_file():
+        folder, policy = options.model, str(options.pruned)
+    best = options.rescore
+    for kind, source, profile, rescore in (
         ("dense", options.model, "off", None),
-        ("pruned", options.pruned, None, None),
-        ("pruned, best 20 rescored", options.pruned, None, 20),
+        ("pruned", folder, options.profile, None),
+        (f"pruned, best {best} rescored", folder, options.profile, best),
     ):
         for precision in ("fp32", "int8"):
             ours = tokprune_rt.CrossEncoder(
-                str(folder), policy="auto", precision=precision, threads=options.threads
+                str(source), policy=policy, precision=precision, threads=options.threads
             )
             found = scores_of(ours, requests, profile=profile, rescore=rescore)
             difference = float(np.abs(found - exact).max())
