@@ -90,7 +90,7 @@ def test_bipartite_sides() -> None:
     assert groups(everything, 6, SIX, (0, 2, 4)) == []
     assert groups(everything, 1, {}, ()) == []
     scores = found(everything, 6, SIX, (0, 4)).scores
-    np.testing.assert_array_equal(scores, [math.nan, math.nan, -0.9, math.nan, math.nan, math.nan])
+    np.testing.assert_array_equal(scores, [math.nan, math.nan, 0.9, math.nan, math.nan, math.nan])
 
 
 @pytest.mark.parametrize(

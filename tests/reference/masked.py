@@ -296,7 +296,7 @@ class _State:
         if spec["kind"] == "similarity":
             if spec["of"] == "keys" and step["site"] != "mid":
                 raise ValueError("keys exist at mid only")
-            vectors = {"hidden": self.x, "keys": self.keys}[spec["of"]]
+            vectors = self.keys if spec["of"] == "keys" else self.x
             cosine = cosines(vectors[b, rows].numpy())
         protected = self.protected[b, rows].numpy()
         found = group(step["select"], cosine, protected, self.n0[b])

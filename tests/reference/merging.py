@@ -25,7 +25,7 @@ class Grouping:
     """What one step joins.
 
     groups  ascending indices of the rows that become one, two or more in each
-    scores  float64 [n] minus the similarity of a row to its partner, NaN for rows without
+    scores  float64 [n] the similarity of a row to its partner, NaN for rows without
     margin  distance of the nearest decision to another one, in units of a similarity; unlike a
             selection's it need not show in the positions that are left
     """
@@ -71,7 +71,7 @@ def _bipartite(
     scores = np.full(n, math.nan)
     if len(a) == 0 or len(b) == 0:
         return Grouping([], scores, math.inf)
-    scores[a] = -cosine[np.ix_(a, b)].max(axis=1)
+    scores[a] = cosine[np.ix_(a, b)].max(axis=1)
     if (spec["ratio"] is None) == (spec["theta"] is None):
         raise ValueError("bipartite needs one of ratio and theta")
     if spec["theta"] is None:
@@ -79,7 +79,7 @@ def _bipartite(
     else:
         rule = {**spec, "kind": "threshold", "theta": -spec["theta"]}
     # The scores of all but A count for nothing: they stay.
-    selection = select(rule, np.where(in_a, scores, 0), ~in_a, index, n0, least=1.0)
+    selection = select(rule, np.where(in_a, -scores, 0), ~in_a, index, n0, least=1.0)
     merging = a[~selection.keep[a]]
     groups, closeness = _partners(cosine, merging, b)
     return Grouping(groups, scores, min(selection.margin, closeness))
@@ -100,13 +100,14 @@ def _energy_pairs(
     weak = spec["alpha"] * (np.exp(among - least) - 1)
     energy = np.where(among >= least, among, weak).mean(axis=1)
     order = np.lexsort((free, -energy))
-    # The side of a row depends on its rank, so every neighbour in rank matters.
-    compared = energy[order[: 2 * pairs + 1]]
+    # The side of a row depends on its rank, so every neighbour in rank matters, but in a sole pair.
+    compared = energy[order[pairs == 1 : 2 * pairs + 1]]
     margin = float(np.min(-np.diff(compared), initial=math.inf))
     if least != 0:  # the energy jumps there
         margin = min(margin, float(np.abs(among - least).min()))
     ranked = free[order]
     a, b = np.sort(ranked[: 2 * pairs : 2]), np.sort(ranked[1 : 2 * pairs : 2])
+    scores[a] = cosine[np.ix_(a, b)].max(axis=1)
     groups, closeness = _partners(cosine, a, b)
     return Grouping(groups, scores, min(margin, closeness))
 
