@@ -184,6 +184,7 @@ def plan(scored: dict[str, Any], steps: list[dict[str, Any]], **changes: Any) ->
         "layers": LAYERS,
         "skip_below": 0,
         "dead_first": False,
+        "log_size": False,
         "output": {"kind": "none", "over": "kept"},
         "scores": [scored],
         "steps": steps,

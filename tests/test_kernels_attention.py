@@ -115,6 +115,20 @@ def test_relative_bias_equals_float64(level: str) -> None:
         np.testing.assert_allclose(s.values, exact, rtol=0, atol=EPS * np.abs(exact).max())
 
 
+def test_key_bias_equals_float64(level: str) -> None:
+    rng = np.random.default_rng(0)
+    for n in LENGTHS:
+        scores, bias = random(rng, 5, n), random(rng, n)
+        s = Guarded.of(scores, round_up(n) + PANEL)
+        _core.kernels.key_bias(level, s.array, n, 0.125, Guarded.of(bias).vector)
+        s.check(round_up(n))
+        exact = scores * np.float64(0.125) + bias
+        np.testing.assert_allclose(s.values, exact, rtol=0, atol=EPS * np.abs(exact).max())
+        plain = Guarded.of(scores, round_up(n) + PANEL)
+        _core.kernels.key_bias(level, plain.array, n, 0.3, Guarded.of(np.zeros_like(bias)).vector)
+        assert_same_bits(plain.values, scores * np.float32(0.3))
+
+
 def column_sum(level: str, p: Floats, weight: Floats, start: Floats) -> Floats:
     n = p.shape[1]
     block = Guarded.of(p, round_up(n) + PANEL)

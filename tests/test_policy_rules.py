@@ -128,6 +128,7 @@ def test_plan_has_every_field() -> None:
         "protect": {"first": True, "last": True, "token_ids": [3, 1], "segment": 1},
         "skip_below": 16,
         "dead_first": False,
+        "log_size": False,
         "output": {"kind": "cls", "over": "kept"},
         "scores": [
             {

@@ -80,6 +80,7 @@ def plan(steps: list[dict], *scores: dict, **fields: Any) -> dict[str, Any]:
         "protect": protect | fields.pop("protect", {}),
         "skip_below": 0,
         "dead_first": False,
+        "log_size": False,
         "output": {"kind": "none", "over": "kept"},
         "scores": list(scores) or [score()],
         "steps": steps,

@@ -199,6 +199,16 @@ void relative_bias(const std::string& isa, FloatArray s, int64_t n, float scale,
                             .key_position = key_position.data()});
 }
 
+void key_bias(const std::string& isa, FloatArray s, int64_t n, float scale,
+              const FloatArray& bias) {
+  table(isa).key_bias({.s = s.mutable_data(),
+                       .ld = stride(s),
+                       .rows = s.shape(0),
+                       .n = n,
+                       .scale = scale,
+                       .bias = bias.data()});
+}
+
 void column_sum(const std::string& isa, const FloatArray& p, int64_t n,
                 const FloatArray& row_weight, FloatArray acc) {
   table(isa).column_sum({.p = p.data(),

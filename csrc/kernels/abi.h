@@ -219,6 +219,18 @@ struct RelativeBiasArgs {
   const int32_t* key_position;
 };
 
+// Computes  s[i, j] = scale * s[i, j] + bias[j].
+// Shapes    [rows, n].
+// Numerics  a bias of zero leaves the bits of scale * s[i, j], which softmax would compute itself.
+struct KeyBiasArgs {
+  float* s;
+  int64_t ld;
+  int64_t rows;
+  int64_t n;
+  float scale;
+  const float* bias;  // [n]
+};
+
 // Computes  t[i, j] = -A ln A of the probabilities A = p[i, j] * inv_sum[i], in place of the scores
 // t
 //           that softmax made p from (same scale), and row_sum[i] = sum_j t[i, j].

@@ -42,6 +42,21 @@ void relative_bias(const RelativeBiasArgs& args) {
   }
 }
 
+void key_bias(const KeyBiasArgs& args) {
+  const int64_t whole = args.n / V::kLanes * V::kLanes;
+  const int64_t tail = args.n - whole;
+  const V::reg scale = V::set1(args.scale);
+  for (int64_t i = 0; i < args.rows; ++i) {
+    float* s = args.s + i * args.ld;
+    for (int64_t j = 0; j < whole; j += V::kLanes) {
+      V::store(s + j, V::fma(V::load(s + j), scale, V::load(args.bias + j)));
+    }
+    if (!tail) continue;
+    const V::reg bias = V::load_n(args.bias + whole, tail, 0.0f);
+    V::store_n(s + whole, V::fma(V::load_n(s + whole, tail, 0.0f), scale, bias), tail);
+  }
+}
+
 void column_sum(const ColumnSumArgs& args) {
   for (int64_t j = 0; j < args.n; j += V::kLanes) {
     V::reg acc = V::load(args.acc + j);

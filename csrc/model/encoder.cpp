@@ -52,6 +52,7 @@ WorkspacePlan Encoder::workspace_plan(const RaggedBatch& batch, const ForwardOpt
   if (options.plan) {
     plan.scores = static_cast<int64_t>(options.plan->scores.size());
     plan.restores = options.plan->restores;
+    plan.merges = options.plan->merges;
     for (const Step& step : options.plan->steps) {
       plan.mid_steps |= step.site == Site::kMid;
       for (const Mlp* mlp : {step.gate.get(), step.predictor.get()}) {
@@ -203,6 +204,30 @@ void Encoder::run_mlp(Pass& pass, const Mlp& mlp, const float* src, int64_t rows
   pass.macs += mlp.macs() * rows;
 }
 
+StateRows Encoder::hidden_states(const Workspace& ws, const float* states) const {
+  return {.data = states, .ld = ws.ld_hidden, .cols = config_.hidden};
+}
+
+// Carries out a decision on `before` rows of states. Weighted sums go to `other`, and the two swap.
+void Encoder::apply(Pass& pass, const RowMap& map, int64_t before, float*& states,
+                    float*& other) const {
+  const int64_t ld = pass.ws.ld_hidden;
+  if (!map.weighted) {
+    if (map.rows == before) return;
+    return compact_rows(pass.context, states, 0, ld, config_.hidden, map.source, map.rows);
+  }
+  reduce_rows(pass.context, {.src = states,
+                             .ld_src = ld,
+                             .row_begin = map.row_begin,
+                             .column = map.column,
+                             .weight = map.weight,
+                             .dst = other,
+                             .ld_dst = ld,
+                             .rows = map.rows,
+                             .cols = config_.hidden});
+  std::swap(states, other);
+}
+
 // Between layers: the post steps of layer index - 1, then the embed and pre steps of `index`.
 // emit(rows, count, dst) produces the layer input of the listed rows (null = all) at dst. Rows
 // that simply leave are never produced.
@@ -236,18 +261,14 @@ void Encoder::boundary(Pass& pass, int64_t index, const Emit& emit) const {
       const int64_t before = pruner.rows();
       pruner.open_site();
       if (reads) read_states(pass, step);
-      pruner.decide(pass.context, step, 0, pruner.sequences());
+      pass.macs +=
+          pruner.decide(pass.context, step, 0, pruner.sequences(), hidden_states(ws, ws.x));
       if (step.action == Action::kRestore) {
         restore_rows(pass, ws.x, 0, pruner.sequences());
       }
       const RowMap map = pruner.close_site();
-      if (map.packaged) {
-        package_rows(pass, map, ws.x, ws.y);
-        std::swap(ws.x, ws.y);
-      } else if (produced) {
-        if (map.rows < before) {
-          compact_rows(pass.context, ws.x, 0, ws.ld_hidden, config_.hidden, map.source, map.rows);
-        }
+      if (produced) {
+        apply(pass, map, before, ws.x, ws.y);
       } else {
         // Not produced yet: remember which of the rows `emit` knows are still there.
         for (int64_t i = 0; i < map.rows; ++i) {

@@ -70,6 +70,8 @@ class Encoder {
   template <class Emit>
   void boundary(Pass& pass, int64_t index, const Emit& emit) const;
   void read_states(Pass& pass, const Step& step) const;
+  StateRows hidden_states(const Workspace& ws, const float* states) const;
+  void apply(Pass& pass, const RowMap& map, int64_t before, float*& states, float*& other) const;
   void run_mlp(Pass& pass, const Mlp& mlp, const float* src, int64_t rows) const;
   // encoder_layer.cpp
   void layer(Pass& pass, int64_t index) const;
@@ -77,7 +79,7 @@ class Encoder {
   void attention_pruned(Pass& pass, int64_t index, const AttentionArgs& args) const;
   void project_attention(Pass& pass, const LayerWeights& weights, const int32_t* residual_rows,
                          int64_t rows) const;
-  void package_rows(Pass& pass, const RowMap& map, const float* src, float* dst) const;
+  void combine_rows(Pass& pass, int64_t index) const;
   void feed_forward(Pass& pass, const LayerWeights& weights, int64_t rows) const;
   void norm(Pass& pass, const NormWeights& weights, const float* src, const int32_t* rows,
             float* dst, int64_t count) const;

@@ -28,6 +28,7 @@ AttentionArgs attention_args(const EncoderConfig& config, Precision precision,
   args.ld_qkv = ws.ld_qkv;
   args.position = ws.pruner.position();
   args.segment = ws.pruner.segment();
+  args.key_bias = ws.pruner.key_bias();
   args.sequences = ws.pruner.alive_spans();
   args.scratch = ws.scratch.data();
   args.dst = ws.context.data();
@@ -71,7 +72,9 @@ void Encoder::layer(Pass& pass, int64_t index) const {
   for (const RowSpan& rows : args.sequences) pass.macs += square(rows.count) * d;
 
   RowMap map;
-  if (pruned) {
+  const bool combines = pruned && plan->combines_mid[at] != 0;
+  const bool gathers = pruned && !combines;
+  if (gathers) {
     attention_pruned(pass, index, args);
     map = pruner.close_site();
   } else {
@@ -86,18 +89,13 @@ void Encoder::layer(Pass& pass, int64_t index) const {
   }
 
   // Surviving rows only: their residual is gathered from the layer's input by index.
-  const bool gathers = pruned && !map.packaged;
-  const int64_t projected = gathers ? map.rows : rows_in;
-  project_attention(pass, weights, gathers ? map.source : nullptr, projected);
-  if (map.packaged) {
-    package_rows(pass, map, ws.y, ws.x);
-    std::swap(ws.x, ws.y);
-  }
+  project_attention(pass, weights, gathers ? map.source : nullptr, gathers ? map.rows : rows_in);
+  if (combines) combine_rows(pass, index);
   feed_forward(pass, weights, pruner.rows());
 }
 
 // Attention with decisions between the softmax and P V. The context rows of the survivors end up
-// compact, in the order of the row map; with a package action every row keeps its context.
+// compact, in the order of the row map.
 void Encoder::attention_pruned(Pass& pass, int64_t index, const AttentionArgs& args) const {
   Workspace& ws = pass.ws;
   Pruner& pruner = ws.pruner;
@@ -111,12 +109,6 @@ void Encoder::attention_pruned(Pass& pass, int64_t index, const AttentionArgs& a
       if (step.action == Action::kRestore) restore_rows(pass, ws.x, first, last);
     }
   };
-
-  if (steps.back().action == Action::kPackage) {
-    attention(pass.context, args, /*first_row_only=*/false);
-    for (const RowSpan& rows : args.sequences) pass.macs += square(rows.count) * config_.hidden;
-    return decide(0, pruner.sequences());
-  }
 
   int32_t out = 0;
   for (int64_t first = 0, last = 0; first < pruner.sequences(); first = last) {
@@ -221,17 +213,22 @@ void Encoder::project_attention(Pass& pass, const LayerWeights& weights,
   norm(pass, weights.attention_norm, ws.y, nullptr, ws.y, rows);
 }
 
-// The rows after a decision that turned dropped rows into weighted sums.
-void Encoder::package_rows(Pass& pass, const RowMap& map, const float* src, float* dst) const {
-  reduce_rows(pass.context, {.src = src,
-                             .ld_src = pass.ws.ld_hidden,
-                             .row_begin = map.row_begin,
-                             .column = map.column,
-                             .weight = map.weight,
-                             .dst = dst,
-                             .ld_dst = pass.ws.ld_hidden,
-                             .rows = map.rows,
-                             .cols = config_.hidden});
+// The mid steps of a layer that combines rows: one by one, on the states after attention in ws.y.
+void Encoder::combine_rows(Pass& pass, int64_t index) const {
+  Workspace& ws = pass.ws;
+  Pruner& pruner = ws.pruner;
+  const StateRows keys{.data = ws.qkv.data() + round_up(config_.hidden, kPanel),
+                       .ld = ws.ld_qkv,
+                       .cols = config_.head_dim(),
+                       .parts = config_.heads};
+  for (const Step& step : pass.options.plan->mid_steps[static_cast<std::size_t>(index)]) {
+    const Score& score = pass.options.plan->scores[static_cast<std::size_t>(step.score)];
+    const int64_t before = pruner.rows();
+    pruner.open_site();
+    pass.macs += pruner.decide(pass.context, step, 0, pruner.sequences(),
+                               score.keys ? keys : hidden_states(ws, ws.y));
+    apply(pass, pruner.close_site(), before, ws.y, ws.x);
+  }
 }
 
 void Encoder::feed_forward(Pass& pass, const LayerWeights& weights, int64_t rows) const {

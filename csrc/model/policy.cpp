@@ -21,6 +21,23 @@ void mark(std::vector<std::vector<int32_t>>& needed, int64_t layer, int32_t scor
   if (std::find(list.begin(), list.end(), score) == list.end()) list.push_back(score);
 }
 
+// What an action asks of its selector and score, and of the rest of the plan.
+void check_combination(const Plan& plan, const Step& step, const Score& score) {
+  require(!(combines(step.action) && (plan.restores || plan.passive_first)),
+          "package, merge and pool can be combined neither with restore nor with a passive first "
+          "token");
+  const bool merges = step.action == Action::kMerge;
+  const bool pools = step.action == Action::kPool;
+  require(merges == (step.matching != Matching::kNone) &&
+              merges == (score.kind == ScoreKind::kSimilarity),
+          "merge, the selectors bipartite and energy_pairs, and similarity scores go together");
+  require(pools == (score.kind == ScoreKind::kUniform), "pool and uniform scores go together");
+  require(pools || step.select.kind != SelectKind::kStride, "a stride belongs to pool");
+  require(step.select.kind != SelectKind::kStride || step.select.k >= 2, "the stride is ",
+          step.select.k, "; expected 2 or more");
+  require(!score.keys || step.site == Site::kMid, "similarity of keys exists only at site mid");
+}
+
 void check_step(const Plan& plan, const Step& step) {
   require(step.layer >= 0 && step.layer < plan.layers, "plan step names layer ", step.layer,
           "; expected 0 to ", plan.layers - 1);
@@ -45,6 +62,7 @@ void check_step(const Plan& plan, const Step& step) {
     require(outputs == 1 || (outputs == 2 && !score.softmax), "the gate of layer ", step.layer,
             " has ", outputs, " outputs; expected 1", score.softmax ? "" : " or 2");
   }
+  check_combination(plan, step, score);
   require(plan.passive_first || step.select.min_tokens >= 1,
           "a plan step may keep no token at all; min_tokens must be at least 1");
   const bool predicts = step.select.kind == SelectKind::kPredictedRatio;
@@ -59,8 +77,6 @@ void check_step(const Plan& plan, const Step& step) {
   }
   require(step.select.kind != SelectKind::kRankBins || !step.select.bits.empty(),
           "rank_bins needs at least one bin");
-  require(!(step.action == Action::kPackage && (plan.restores || plan.passive_first)),
-          "package can be combined neither with restore nor with a passive first token");
 }
 
 // The tensor `key`, of `rank` dimensions, none of them 0.
@@ -118,12 +134,13 @@ void Plan::finish() {
     check_step(*this, steps[i]);
     const Score& read = scores[static_cast<std::size_t>(steps[i].score)];
     if (read.kind == ScoreKind::kGate) steps[i].gate = read.gates.at(steps[i].layer);
-    const bool package_ends_site = i + 1 == steps.size() || steps[i].site != Site::kMid ||
-                                   steps[i].action != Action::kPackage ||
-                                   steps[i + 1].layer != steps[i].layer ||
-                                   steps[i + 1].site != Site::kMid;
-    require(package_ends_site, "package must be the last mid step of its layer");
+    const bool follows = i > 0 && steps[i].site == Site::kMid && steps[i - 1].site == Site::kMid &&
+                         steps[i - 1].layer == steps[i].layer;
+    require(!(read.keys && follows), "similarity of keys must be read by the first mid step");
   }
+  merges = std::any_of(steps.begin(), steps.end(), [](const Step& s) {
+    return s.action == Action::kMerge || s.action == Action::kPool;
+  });
   if (output == OutputKind::kTokens ||
       (output == OutputKind::kMean && over == OutputOver::kRestored)) {
     require(std::all_of(steps.begin(), steps.end(),
@@ -134,6 +151,7 @@ void Plan::finish() {
   const auto count = static_cast<std::size_t>(layers);
   attention_scores.assign(count, {});
   scores_are_own.assign(count, 1);
+  combines_mid.clear();
   mid_steps.clear();
   post_steps.clear();
   pre_steps.clear();
@@ -144,6 +162,9 @@ void Plan::finish() {
         find_steps(steps, [l](const Step& s) { return s.layer == l && s.site == Site::kPost; }));
     pre_steps.push_back(
         find_steps(steps, [l](const Step& s) { return s.layer == l && s.site < Site::kMid; }));
+    const std::span<const Step> mid = mid_steps.back();
+    combines_mid.push_back(
+        std::any_of(mid.begin(), mid.end(), [](const Step& s) { return combines(s.action); }));
   }
   for (const Step& step : steps) {
     const Score& score = scores[static_cast<std::size_t>(step.score)];

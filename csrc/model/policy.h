@@ -24,6 +24,8 @@ enum class ScoreKind : uint8_t {
   kTable,
   kRandom,
   kGate,
+  kSimilarity,  // of pairs of tokens, for merging
+  kUniform,     // none, for pooling
 };
 enum class Site : uint8_t {
   kEmbed,  // after the embeddings
@@ -35,7 +37,14 @@ enum class Action : uint8_t {
   kDrop,
   kRestore,  // drop, and give the last full state back in the final output
   kPackage,  // dropped tokens become one weighted-mean row
+  kMerge,    // similar tokens become one row, weighted by size
+  kPool,     // neighbouring tokens become one row, likewise
 };
+// Whether an action makes rows of the states that follow attention, LayerNorm included.
+constexpr bool combines(Action action) { return action >= Action::kPackage; }
+
+// How kMerge finds its pairs.
+enum class Matching : uint8_t { kNone, kBipartite, kEnergyPairs };
 enum class OutputKind : uint8_t { kNone, kCls, kMean, kTokens };
 enum class OutputOver : uint8_t { kKept, kSize, kRestored };
 
@@ -57,6 +66,7 @@ struct Score {
   // kGate: logit of the token's state; of two outputs, the second minus the first.
   std::map<int32_t, std::shared_ptr<const Mlp>> gates;  // by layer of the step
   bool softmax = false;                                 // of the logits over the alive tokens
+  bool keys = false;  // kSimilarity: of head-mean keys, not of hidden states
 
   bool from_attention() const { return kind <= ScoreKind::kColumnEntropy; }
 };
@@ -67,6 +77,8 @@ struct Step {
   int32_t score = 0;
   Selector select;
   Action action = Action::kDrop;
+  Matching matching = Matching::kNone;
+  float margin = 0.0f, alpha = 1.0f;          // of kEnergyPairs
   std::shared_ptr<const Mlp> predictor = {};  // chooses the ratio from the first token's state
 
   // Derived by Plan::finish().
@@ -86,6 +98,7 @@ struct Plan {
   int32_t protect_segment = -1;
   int64_t skip_below = 0;
   bool passive_first = false;  // a dropped first token goes on without attention context
+  bool log_size = false;       // attention scores of a key get + ln(tokens it stands for)
   OutputKind output = OutputKind::kNone;
   OutputOver over = OutputOver::kKept;
   std::vector<Score> scores;
@@ -98,7 +111,9 @@ struct Plan {
   // [layer] steps between layer - 1 and layer: post(layer - 1), then embed and pre(layer).
   std::vector<std::span<const Step>> post_steps;
   std::vector<std::span<const Step>> pre_steps;
-  bool restores = false;  // some action is kRestore
+  std::vector<uint8_t> combines_mid;  // [layer] some mid step combines rows
+  bool restores = false;              // some action is kRestore
+  bool merges = false;                // some action is kMerge or kPool
 
   // Checks the plan and derives the per-layer views. Throws std::invalid_argument.
   void finish();

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <utility>
 
 #include "base/math.h"
 
@@ -17,14 +19,13 @@ Statistic::Kind kind_of(ScoreKind kind) {
 
 }  // namespace
 
-Pruner::Pruner(const EncoderConfig& config, int64_t max_tokens, int64_t max_sequences,
-               int64_t max_scores, int64_t threads)
-    : max_tokens_(round_up(max_tokens, kernels::kPanel)), heads_(config.heads) {
+Pruner::Pruner(const EncoderConfig& config, const Sizes& most)
+    : max_tokens_(round_up(most.tokens, kernels::kPanel)), heads_(config.heads) {
   shape_.heads = config.heads;
   shape_.head_dim = config.head_dim();
   const auto tokens = static_cast<std::size_t>(max_tokens_);
-  const auto sequences = static_cast<std::size_t>(max_sequences);
-  const auto scores = static_cast<std::size_t>(max_scores);
+  const auto sequences = static_cast<std::size_t>(most.sequences);
+  const auto scores = static_cast<std::size_t>(most.scores);
   begin_ = AlignedArray<int32_t>(sequences + 1);
   new_begin_ = AlignedArray<int32_t>(sequences + 1);
   passive_ = AlignedArray<uint8_t>(sequences);
@@ -45,12 +46,28 @@ Pruner::Pruner(const EncoderConfig& config, int64_t max_tokens, int64_t max_sequ
   previous_ = AlignedArray<float>(scores * tokens);
   sums_ = AlignedArray<float>(scores * static_cast<std::size_t>(heads_) * tokens);
   statistics_.resize(scores);
-  if (max_scores == 0) return;
-  const auto longest = static_cast<std::size_t>(std::min(config.max_positions, max_tokens));
-  for (int64_t i = 0; i < threads; ++i) {
-    scratch_.push_back({AlignedArray<float>(longest), AlignedArray<uint8_t>(longest),
-                        AlignedArray<int32_t>(longest), AlignedArray<uint8_t>(longest),
-                        AlignedArray<uint64_t>(longest)});
+  if (most.merges) {
+    log_size_ = AlignedArray<float>(tokens);
+    leader_ = AlignedArray<int32_t>(tokens);
+    match_macs_ = AlignedArray<int64_t>(sequences);
+  }
+  if (most.scores == 0) return;
+  const auto longest = static_cast<std::size_t>(std::min(config.max_positions, most.tokens));
+  for (int64_t i = 0; i < most.threads; ++i) {
+    Scratch scratch;
+    scratch.score = AlignedArray<float>(longest);
+    scratch.is_protected = AlignedArray<uint8_t>(longest);
+    scratch.position = AlignedArray<int32_t>(longest);
+    scratch.keep = AlignedArray<uint8_t>(longest);
+    scratch.order = AlignedArray<uint64_t>(longest);
+    if (most.merges) {
+      for (AlignedArray<int32_t>* array : {&scratch.from, &scratch.to, &scratch.partner}) {
+        *array = AlignedArray<int32_t>(longest);
+      }
+      scratch.similarity = AlignedArray<float>(longest);
+      scratch.match = MatchScratch(static_cast<int64_t>(longest), config.hidden);
+    }
+    scratch_.push_back(std::move(scratch));
   }
 }
 
@@ -60,6 +77,7 @@ void Pruner::start(const RaggedBatch& batch, const Plan* plan, Trace* trace) {
   trace_ = trace;
   sequences_ = batch.sequences;
   statistic_count_ = 0;
+  has_log_size_ = false;
   int32_t row = 0;
   for (int64_t s = 0; s < sequences_; ++s) {
     begin_[s] = row;
@@ -171,6 +189,7 @@ bool Pruner::is_protected(int64_t s, int64_t row) const {
 
 void Pruner::open_site() {
   package_ = false;
+  merge_ = false;
   for (int64_t s = 0; s < sequences_; ++s) {
     const RowSpan rows = alive(s);
     for (int32_t i = 0; i < rows.count; ++i) list_[begin_[s] + i] = rows.begin + i;
@@ -214,11 +233,21 @@ void Pruner::read_scores(const Step& step, int64_t s, std::span<const int32_t> r
   }
 }
 
-void Pruner::decide(const Context& context, const Step& step, int64_t first, int64_t last) {
+int64_t Pruner::decide(const Context& context, const Step& step, int64_t first, int64_t last,
+                       const StateRows& states) {
+  const bool merges = step.action == Action::kMerge || step.action == Action::kPool;
   package_ |= step.action == Action::kPackage;
+  merge_ |= merges;
   context.pool->for_each(last - first, [&](int64_t i, int part) {
-    decide_sequence(step, first + i, scratch_[static_cast<std::size_t>(part)]);
+    const Scratch& scratch = scratch_[static_cast<std::size_t>(part)];
+    if (merges) {
+      combine_sequence(context, step, first + i, scratch, states);
+    } else {
+      decide_sequence(step, first + i, scratch);
+    }
   });
+  if (!merges) return 0;
+  return std::accumulate(match_macs_.data() + first, match_macs_.data() + last, int64_t{0});
 }
 
 void Pruner::decide_sequence(const Step& step, int64_t s, const Scratch& scratch) {

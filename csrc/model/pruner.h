@@ -9,6 +9,7 @@
 #include "model/batch.h"
 #include "model/policy.h"
 #include "ops/attention.h"
+#include "ops/match.h"
 
 namespace tokprune {
 
@@ -22,8 +23,8 @@ struct Trace {
 struct RowMap {
   int64_t rows = 0;                    // rows after
   const int32_t* source = nullptr;     // drop: row before, for every row after
-  bool packaged = false;               // some row after is a weighted sum
-  const int32_t* row_begin = nullptr;  // packaged: [rows + 1]
+  bool weighted = false;               // some row after is a weighted sum
+  const int32_t* row_begin = nullptr;  // weighted: [rows + 1]
   const int32_t* column = nullptr;
   const float* weight = nullptr;
 };
@@ -31,8 +32,14 @@ struct RowMap {
 class Pruner {
  public:
   Pruner() = default;
-  Pruner(const EncoderConfig& config, int64_t max_tokens, int64_t max_sequences, int64_t max_scores,
-         int64_t threads);
+  struct Sizes {
+    int64_t tokens = 0;
+    int64_t sequences = 0;
+    int64_t scores = 0;
+    int64_t threads = 1;
+    bool merges = false;
+  };
+  Pruner(const EncoderConfig& config, const Sizes& most);
 
   // Starts a forward pass with one row per token. `trace` may be null.
   void start(const RaggedBatch& batch, const Plan* plan, Trace* trace);
@@ -54,6 +61,8 @@ class Pruner {
   const int32_t* position() const { return position_.data(); }  // original position
   const int32_t* segment() const { return segment_.data(); }
   const float* size() const { return size_.data(); }  // tokens a row stands for
+  // By row, what the attention scores of a key get added; null while no row has merged.
+  const float* key_bias() const { return has_log_size_ ? log_size_.data() : nullptr; }
 
   // Whether any of `steps` could drop a token of any sequence, whatever the scores. Always true
   // while a trace records the scores.
@@ -73,9 +82,11 @@ class Pruner {
   void take_prediction(const Step& step, int64_t s, const float* logits);
 
   // One site: open it, decide step by step, close it. Between open and close, kept(s) lists the
-  // surviving rows of a sequence and dropped(s) those the last step removed.
+  // surviving rows of a sequence and dropped(s) those the last step removed. A step that combines
+  // rows is the only one of its site. Merging compares `states`. Returns multiply-adds.
   void open_site();
-  void decide(const Context& context, const Step& step, int64_t first, int64_t last);
+  int64_t decide(const Context& context, const Step& step, int64_t first, int64_t last,
+                 const StateRows& states = {});
   std::span<const int32_t> kept(int64_t s) const;
   // kept(s), and before it a first token that turns passive at this site.
   std::span<const int32_t> context_rows(int64_t s) const;
@@ -93,13 +104,33 @@ class Pruner {
     AlignedArray<int32_t> position;
     AlignedArray<uint8_t> keep;
     AlignedArray<uint64_t> order;
+    // Of merging.
+    AlignedArray<int32_t> from, to, partner;
+    AlignedArray<float> similarity;
+    MatchScratch match;
+  };
+  // The rows that may merge, and those that they may merge into.
+  struct Sides {
+    std::span<const int32_t> from, to;
   };
 
   bool is_protected(int64_t s, int64_t row) const;
   void decide_sequence(const Step& step, int64_t s, const Scratch& scratch);
   void read_scores(const Step& step, int64_t s, std::span<const int32_t> rows, float* out) const;
   const float* score_values(const Step& step) const;
+  // row_map.cpp
   void append_package(int64_t s, int32_t* entries, int32_t* row);
+  // merging.cpp
+  bool is_mergeable(int64_t s, int64_t row) const;
+  Sides alternate(int64_t s, const Scratch& scratch) const;
+  Sides rank_energies(const Context& context, const Step& step, int64_t s, const Scratch& scratch,
+                      const StateRows& states) const;
+  int64_t merge_sequence(const Context& context, const Step& step, int64_t s,
+                         const Scratch& scratch, const StateRows& states);
+  void pool_sequence(const Step& step, int64_t s, const Scratch& scratch);
+  void combine_sequence(const Context& context, const Step& step, int64_t s, const Scratch& scratch,
+                        const StateRows& states);
+  void append_groups(int64_t s, int32_t* entries, int32_t* row);
   float* score_array(int64_t score) const { return scores_.data() + score * max_tokens_; }
   float* previous_array(int64_t score) const { return previous_.data() + score * max_tokens_; }
 
@@ -114,7 +145,8 @@ class Pruner {
   AlignedArray<int32_t> begin_;  // [sequences + 1]
   AlignedArray<uint8_t> passive_;
   AlignedArray<int32_t> token_, position_, segment_;
-  AlignedArray<float> size_;
+  AlignedArray<float> size_, log_size_;
+  bool has_log_size_ = false;
   AlignedArray<float> scores_, previous_;  // [scores][max_tokens] by row
   AlignedArray<float> sums_;               // [scores][heads][max_tokens]
   std::vector<Statistic> statistics_;
@@ -126,8 +158,11 @@ class Pruner {
   AlignedArray<float> dropped_weight_;
   AlignedArray<int32_t> list_count_, dropped_count_;
   AlignedArray<uint8_t> turned_passive_;
-  AlignedArray<int32_t> choice_;  // of predicted_ratio
+  AlignedArray<int32_t> choice_;      // of predicted_ratio
+  AlignedArray<int32_t> leader_;      // of merging and pooling: first row of the group of a row
+  AlignedArray<int64_t> match_macs_;  // [sequences]
   bool package_ = false;
+  bool merge_ = false;
 
   // The map of the closed site, and space to permute the row state.
   AlignedArray<int32_t> map_source_, map_begin_, map_column_, new_begin_;

@@ -1,5 +1,6 @@
 // Pruner::close_site: from decisions to the reduce map, and the row state carried through it.
 #include <algorithm>
+#include <cmath>
 
 #include "model/pruner.h"
 
@@ -57,6 +58,10 @@ RowMap Pruner::close_site() {
   };
   for (int64_t s = 0; s < sequences_; ++s) {
     new_begin_[s] = row;
+    if (merge_) {
+      append_groups(s, &entries, &row);
+      continue;
+    }
     if (passive_[s] || turned_passive_[s]) single(begin_[s]);
     for (int32_t source : kept(s)) single(source);
     if (package_) append_package(s, &entries, &row);
@@ -66,12 +71,12 @@ RowMap Pruner::close_site() {
 
   RowMap map{.rows = row,
              .source = map_source_.data(),
-             .packaged = package_,
+             .weighted = package_ || merge_,
              .row_begin = map_begin_.data(),
              .column = map_column_.data(),
              .weight = map_weight_.data()};
   const std::size_t scores = plan_ ? plan_->scores.size() : 0;
-  if (map.packaged) {
+  if (map.weighted) {
     for (int32_t* values : {token_.data(), position_.data(), segment_.data()}) {
       for (int64_t i = 0; i < map.rows; ++i) swap_int_[i] = values[map.source[i]];
       std::copy_n(swap_int_.data(), map.rows, values);
@@ -87,6 +92,8 @@ RowMap Pruner::close_site() {
     compact(size_.data(), map);
     for (std::size_t i = 0; i < scores; ++i) compact(score_array(static_cast<int64_t>(i)), map);
   }
+  has_log_size_ |= merge_ && plan_->log_size;
+  for (int64_t i = 0; has_log_size_ && i < map.rows; ++i) log_size_[i] = std::log(size_[i]);
   std::copy_n(new_begin_.data(), sequences_ + 1, begin_.data());
   return map;
 }

@@ -17,7 +17,7 @@ bool holds(const WorkspacePlan& have, const WorkspacePlan& wanted) {
          have.longest >= wanted.longest && have.scores >= wanted.scores &&
          have.mlp_hidden >= wanted.mlp_hidden && have.mlp_outputs >= wanted.mlp_outputs &&
          have.threads >= wanted.threads && have.mid_steps >= wanted.mid_steps &&
-         have.restores >= wanted.restores;
+         have.restores >= wanted.restores && have.merges >= wanted.merges;
 }
 
 WorkspacePlan larger(const WorkspacePlan& a, const WorkspacePlan& b) {
@@ -29,7 +29,8 @@ WorkspacePlan larger(const WorkspacePlan& a, const WorkspacePlan& b) {
           .mlp_outputs = std::max(a.mlp_outputs, b.mlp_outputs),
           .threads = std::max(a.threads, b.threads),
           .mid_steps = a.mid_steps || b.mid_steps,
-          .restores = a.restores || b.restores};
+          .restores = a.restores || b.restores,
+          .merges = a.merges || b.merges};
 }
 
 }  // namespace
@@ -95,7 +96,11 @@ void Workspace::reserve(const EncoderConfig& config, Precision precision, int64_
     scratch.emplace_back(shape, plan.longest);
     operands.emplace_back(precision, std::max(config.hidden, config.intermediate));
   }
-  pruner = Pruner(config, plan.tokens, plan.sequences, plan.scores, plan.threads);
+  pruner = Pruner(config, {.tokens = plan.tokens,
+                           .sequences = plan.sequences,
+                           .scores = plan.scores,
+                           .threads = plan.threads,
+                           .merges = plan.merges});
 }
 
 }  // namespace tokprune

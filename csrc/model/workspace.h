@@ -27,6 +27,7 @@ struct WorkspacePlan {
   int64_t threads = 1;
   bool mid_steps = false;
   bool restores = false;
+  bool merges = false;
 };
 
 struct Workspace {

@@ -57,6 +57,15 @@ struct Head {
                              .key_position = args.position + rows.begin});
       scale = 1.0f;
     }
+    if (args.key_bias) {
+      kernels.key_bias({.s = p,
+                        .ld = ld,
+                        .rows = queries,
+                        .n = rows.count,
+                        .scale = scale,
+                        .bias = args.key_bias + rows.begin});
+      scale = 1.0f;
+    }
     const bool entropies =
         std::any_of(args.statistics.begin(), args.statistics.end(),
                     [](const Statistic& s) { return s.kind != Statistic::Kind::kColumnSum; });

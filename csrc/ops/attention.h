@@ -80,6 +80,7 @@ struct AttentionArgs {
   const float* qkv = nullptr;  // [rows, 3 * part_stride]
   int64_t ld_qkv = 0;
   const int32_t* position = nullptr;  // [rows] original positions; used by the bias
+  const float* key_bias = nullptr;    // [rows] added to every score of a key; null = none
   const int32_t* segment = nullptr;   // [rows]; used by kSegment statistics
   std::span<const RowSpan> sequences;
   std::span<const Statistic> statistics;

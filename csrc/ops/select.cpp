@@ -146,11 +146,22 @@ void apply(const Selector& selector, const Candidates& tokens, Ranking& ranking,
         const int64_t bin = bin_of(r, ranking.unprotected, bins, selector.float32_bins);
         if (selector.bits[static_cast<std::size_t>(bin)]) keep[index_of(ranking.order[r])] = 1;
       }
+      return;
     }
+    case SelectKind::kStride: return;
   }
 }
 
 }  // namespace
+
+int64_t tokens_left(const Selector& selector, int64_t count, int64_t initial_length) {
+  int64_t left = count;
+  if (selector.kind == SelectKind::kRatio) {
+    left = std::min(count, ratio_count(selector, count, initial_length));
+  }
+  left = std::max(left, std::min(selector.min_tokens, count));
+  return selector.max_tokens > 0 ? std::min(left, selector.max_tokens) : left;
+}
 
 bool can_drop(const Selector& selector, int64_t count, int64_t initial_length) {
   if (selector.max_tokens > 0 && count > selector.max_tokens) return true;
@@ -167,7 +178,8 @@ bool can_drop(const Selector& selector, int64_t count, int64_t initial_length) {
     case SelectKind::kThreshold:
     case SelectKind::kThresholdN:
     case SelectKind::kThresholdRelative:
-    case SelectKind::kTopP: break;
+    case SelectKind::kTopP:
+    case SelectKind::kStride: break;
   }
   return count > 0;
 }

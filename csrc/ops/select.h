@@ -16,6 +16,7 @@ enum class SelectKind : uint8_t {
   kTopP,               // smallest set of unprotected tokens that holds share `value` of their score
   kPredictedRatio,     // the chosen one of `ratios`, of the alive tokens, rounded up
   kRankBins,           // bins of the ranking switched on or off one by one (ToP)
+  kStride,             // pooling only: groups of `k` neighbours become one
 };
 enum class Rounding : uint8_t { kCeil, kFloor, kNearest };
 
@@ -47,6 +48,9 @@ struct Candidates {
 // worst-scored unprotected ones leave). Ties: the lower position wins. `order` is scratch [count].
 int64_t select_tokens(const Selector& selector, const Candidates& tokens, uint64_t* order,
                       uint8_t* keep);
+
+// Tokens that kRatio leaves within its bounds; kStride: as if its ratio were 1.
+int64_t tokens_left(const Selector& selector, int64_t count, int64_t initial_length);
 
 // False if select_tokens would keep all of `count` tokens whatever their scores.
 bool can_drop(const Selector& selector, int64_t count, int64_t initial_length);

@@ -62,6 +62,7 @@ def compile_plan(policy: Policy, profile: str | None = None) -> dict[str, Any] |
         },
         "skip_below": limits.skip_below,
         "dead_first": policy.dead_first,
+        "log_size": False,
         "output": {
             "kind": "none" if output is None else _OUTPUTS.get(output.kind, output.kind),
             "over": "kept" if output is None else output.over,
