@@ -178,6 +178,11 @@ def plans() -> dict[str, dict[str, Any]]:
             pool(2, "post", pooling(0.2, min_tokens=5)),
             skip_below=9,
         ),
+        # A stride does not know a least number.
+        "stride below the least": plan(
+            *every_layer(pool, "mid", pooling(stride=2, min_tokens=12))[:2],
+            pool(1, "post", pooling(stride=2, min_tokens=20)),
+        ),
         "protected": plan(
             merge(0, "mid", KEYS, bipartite(0.5)),
             pool(1, "pre", pooling(0.7)),
