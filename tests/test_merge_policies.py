@@ -155,7 +155,7 @@ def test_profiles_keep_the_rule_of_a_step(
 def test_theta_scale_leaves_similarities_alone() -> None:
     document = preset("ltmp", layers=6, profiles={"fast": {"theta_scale": 2}})
     plain, fast = (plan(document, name)["steps"] for name in (None, "fast"))
-    assert [s["select"]["theta"] for s in fast[::2]] == [0.95] * 6
+    assert [s["select"]["theta"] for s in fast[::2]] == [0.85] * 6
     assert [s["select"]["theta"] for s in fast[1::2]] == [
         2 * s["select"]["theta"] for s in plain[1::2]
     ]

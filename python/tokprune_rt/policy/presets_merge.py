@@ -81,7 +81,7 @@ def ltmp(
     `tome`; of the rest those leave whose score of attention received is below `theta`.
 
     Args:
-        merge_theta: learned threshold, one number or one per location. None: 0.95.
+        merge_theta: learned threshold, one number or one per location. None: 0.85.
         theta: learned threshold, one number or one per location. None: untrained, 0.5 * l / layers
             at layer l, as in `ltp`.
         locations: layers that merge and drop. None: the last K layers for K thresholds (of
@@ -89,7 +89,7 @@ def ltmp(
         norm: normaliser of the score of attention, see `Score`. None: "alive", the paper's mean
             over rows and heads, but "unprotected" untrained.
     """
-    similar = listed(0.95 if merge_theta is None else merge_theta)
+    similar = listed(0.85 if merge_theta is None else merge_theta)
     least = None if theta is None else listed(theta)
     longer = least if isinstance(least, list) else similar
     places = locate(layers, locations, longer, start=0)
