@@ -19,7 +19,7 @@ from tokprune_rt.policy import preset
 
 # Of a hundred similarities, some lie close together: more ties than among importances.
 MERGING = Tolerance(agreeing=0.9)
-ENERGIES = Tolerance(agreeing=0.7)
+ENERGIES = Tolerance(agreeing=0.7 if SLACK == 1 else 0.4)
 
 PRESETS: dict[str, tuple[str, dict[str, Any], Tolerance]] = {
     "tome": ("tome", {}, MERGING),
@@ -83,10 +83,10 @@ def test_embeddings_are_means_over_sizes(tiny: Callable[..., Path], name: str) -
             document["output"] = {"kind": "mean", "over": over}
         found = tokprune_rt.load(folder, policy=document, precision="fp32").forward(IDS)
         reference = run(model, IDS, plan_of(document, layers=3))
-        assert min(map(min, reference.unseen)) > 1e-5 * SLACK
+        assert min(map(min, reference.unseen)) > 1e-5
         for actual, wanted in zip(found.positions, reference.positions, strict=True):
             np.testing.assert_array_equal(actual, wanted)
         expected = reference.pool(["mean"], over=over or "size")
-        np.testing.assert_allclose(found.pooled, expected, rtol=0, atol=1e-4 * SLACK)
+        np.testing.assert_allclose(found.pooled, expected, rtol=0, atol=1e-4)
         other = reference.pool(["mean"], over="size" if over == "kept" else "kept")
         assert np.abs(other - expected).max() > 1e-3
