@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_cli import run
 
 import tokprune_rt
+from tokprune_rt.policy import load_policy, policy_hash
 from tokprune_rt.train import Examples, Run, Schedule, Settings, evaluate, finetune, train_ltp
 from tokprune_rt.train.data import tokenizer_of
 from tokprune_rt.train.ranking import average_precision, per_query, reciprocal_rank
@@ -133,6 +136,26 @@ def test_fine_tuning_under_a_policy(reranker: Path, tmp_path: Path) -> None:
     scores = {"looked": {"kind": "similarity"}}
     with pytest.raises(ValueError, match="not available in training"):
         finetune(run_of(reranker, tmp_path / "no"), policy=policy(scores=scores, steps=[merging]))
+
+
+def test_from_the_shell(reranker: Path, tmp_path: Path) -> None:
+    for name, data in (("train", pairs(4, 1)), ("dev", pairs(4, 2))):
+        rows = [
+            {"query": text[0], "document": text[1], "label": label}
+            for text, label in zip(data.texts, data.labels, strict=True)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    (tmp_path / "policy.json").write_text(json.dumps(policy()))
+    columns = ["--text", "query", "--pair", "document", "--metric", "map"]
+    files = ["--train", tmp_path / "train.jsonl", "--dev", tmp_path / "dev.jsonl"]
+    under = ["--epochs", "1", "--policy", tmp_path / "policy.json"]
+    result = run("finetune", reranker, tmp_path / "out", *files, *columns, *under)
+    assert "dev: pruned" in result.output
+    assert tokprune_rt.load(tmp_path / "out").policy_hash == policy_hash(load_policy(policy()))
+    data_file = ["--data", tmp_path / "dev.jsonl", "--json", tmp_path / "e.json"]
+    run("evaluate", tmp_path / "out", *data_file, *columns)
+    assert json.loads((tmp_path / "e.json").read_text())["metric"] == "map"
 
 
 def test_learned_pruning_protects_the_query(reranker: Path, tmp_path: Path) -> None:
