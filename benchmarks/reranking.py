@@ -103,20 +103,20 @@ def interval(losses: NDArray[np.float64]) -> tuple[float, float]:
 def measure(
     name: str, folder: Path, policy: Any, learned: bool, precision: str, threads: int, sets: Sets
 ) -> list[Row]:
-    """The dense pass of the folder and every profile of the policy, timed in turns."""
+    """Every profile of the policy, or the dense pass of a folder without."""
     model = load(folder, policy, precision=precision, threads=threads)
     profiles: list[str | None] = [OFF]
     if model.policy is not None:
-        profiles += list(model.policy.profiles) or [None]
-    passes = [run_texts(model, sets.test.tokens, profile) for profile in profiles]
+        profiles = list(model.policy.profiles) or [None]
     places = np.random.default_rng(0).permutation(len(sets.test))[:_TIMED]
     timed = [sets.test.tokens[place] for place in places]
-    calls = [answering(model, timed, profile) for profile in profiles]
+    calls = [answering(model, timed, profile) for profile in (OFF, *profiles)]
     for call in calls:
         call()
-    timings = alternate(calls, _ROUNDS, _SECONDS)
+    dense, *timings = alternate(calls, _ROUNDS, _SECONDS)
     rows = []
-    for profile, found, timing in zip(profiles, passes, timings, strict=True):
+    for profile, timing in zip(profiles, timings, strict=True):
+        found = run_texts(model, sets.test.tokens, profile)
         held = scores_of(run_texts(model, sets.held.tokens, profile))
         scores = scores_of(found)
         each = of_questions(METRIC, scores, sets.test)
@@ -134,7 +134,7 @@ def measure(
             *interval(losses),
             found.macs_dense / found.macs,
             timing.median_ms,
-            timing.times_faster_than(timings[0]),
+            timing.times_faster_than(dense),
         )
         print(row, flush=True)
         rows.append(row)
@@ -239,9 +239,7 @@ def main() -> None:
         for precision in ("fp32", "int8")
         for name, folder, made, is_learned in kinds
         if made is not None
-        for row in measure(name, folder, made, is_learned, precision, options.threads, sets)[
-            0 if made == OFF else 1 :
-        ]
+        for row in measure(name, folder, made, is_learned, precision, options.threads, sets)
     ]
     print(markdown(rows))
     if options.json:
