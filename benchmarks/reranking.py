@@ -189,6 +189,9 @@ def main() -> None:
     parser.add_argument(
         "--target", action="append", type=float, metavar="X", help="default: 1.25, 1.5 and 1.75"
     )
+    parser.add_argument(
+        "--method", action="append", choices=list(METHODS), help="repeatable; default: all"
+    )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -227,7 +230,7 @@ def main() -> None:
         under[f"{name}, {target:g}x"] = made
     learn(policies=under, shares=options.ltp)
     kinds: list[tuple[str, Path, Any, bool]] = [("dense", dense, OFF, False)]
-    for name in METHODS:
+    for name in options.method or METHODS:
         made = policy(name, targets)
         kinds.append((name, dense, made, False))
         with atomic_file(options.out / f"{name}.json") as file:
