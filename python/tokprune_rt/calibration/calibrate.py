@@ -31,6 +31,7 @@ _LEAST = 0.4
 # The race of the kinds of policies: texts, and the share of the multiply-adds it is decided at.
 _RACE_TEXTS, _RACE_MACS = 32, 0.75
 _TIMED_TEXTS = 64
+_HALVINGS = 2
 # Short texts lose more; from this much more than what is asked for on they run dense.
 _SHORT_LOSS = 0.01
 # More of them would tell the search little that is new.
@@ -241,7 +242,18 @@ class _Run:
                 f"no policy keeps a {self.judge.name} of {wanted:g} on these texts; the mildest "
                 f"that was tried has {self.told(mildest)}"
             )
-        return path[place - 1]
+        return path[place - 1] if worse is None else self.between(path[place - 1], worse)
+
+    def between(self, good: Point, bad: Point) -> Point:
+        """The last point that is good enough on the way from one to the next of a path."""
+        for _ in range(_HALVINGS):
+            shares = tuple((a + b) / 2 for a, b in zip(good.shares, bad.shares, strict=True))
+            middle = Point(shares, (good.macs + bad.macs) / 2, (good.loss + bad.loss) / 2)
+            if self.quality(middle).value >= self.wanted_quality:
+                good = middle
+            else:
+                bad = middle
+        return good
 
     def by_length(self, point: Point) -> dict[int, float]:
         """Length in tokens -> quality of a point on texts cut to it."""
