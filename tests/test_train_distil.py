@@ -17,9 +17,9 @@ from test_train import Stop, examples
 import tokprune_rt
 from tokprune_rt.policy import find_policy, preset
 from tokprune_rt.train import DistilRun, DistilSchedule, Settings, distil, loop
-from tokprune_rt.train.distilling import TowardsDense
+from tokprune_rt.train.dense_goal import DenseTeacher, TowardsDense
 from tokprune_rt.train.embedding import Embedder
-from tokprune_rt.train.merging import Reducer
+from tokprune_rt.train.merging import Reducer, means
 from tokprune_rt.train.runs import checkpoints_of
 
 MERGING = preset(
@@ -176,12 +176,34 @@ def test_what_is_refused(source: Path, tiny: Any, tmp_path: Path) -> None:
 
 
 def test_the_loss() -> None:
-    goal = TowardsDense(ranking=0.5, temperature=0.05)
+    goal = TowardsDense(ranking=0.5, temperature=0.05, rows=0.0)
     dense = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.manual_seed(0)), dim=-1)
     assert float(goal.loss(3 * dense, dense)) == pytest.approx(0, abs=1e-6)
     others = dense.roll(1, dims=0)
     assert float(goal.loss(others, dense)) > float(goal.loss(dense + 0.1 * others, dense)) > 0
     assert float(goal.loss(dense[:1], dense[:1])) == pytest.approx(0, abs=1e-6)
+
+
+def test_rows_aim_at_the_means_of_their_tokens(source: Path) -> None:
+    """Whose size-weighted mean is the dense vector."""
+    embedder, teacher = Embedder(source), DenseTeacher(Embedder(source), "cpu")
+    policy = tokprune_rt.load(source, policy=MERGING).policy
+    assert policy is not None
+    ids = torch.arange(10, 34).repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[1, 15:] = 0
+    with torch.inference_mode(), embedder.choosing(Reducer(policy)):
+        _, run = embedder.run({"input_ids": ids, "attention_mask": mask})
+    dense, states = teacher.look(run)
+    wanted = means(run, states)
+    assert wanted.shape[1] < ids.shape[1]
+    for index, owner in enumerate(run.owner):
+        for row in range(int(run.alive[index].sum())):
+            expected = states[index][owner == row]
+            assert len(expected) == run.size[index, row]
+            torch.testing.assert_close(wanted[index, row], expected.mean(dim=0))
+    total = (wanted * run.size[..., None]).sum(dim=1)
+    torch.testing.assert_close(torch.nn.functional.normalize(total, dim=-1), dense)
 
 
 def test_the_command(source: Path, tmp_path: Path) -> None:

@@ -126,7 +126,9 @@ def distil(
         None if held_out is None else read(held_out),
         policy_source(source, policy, preset, settings),
         macs,
-        None if profiles is None else [name.strip() for name in profiles.split(",")],
+        None
+        if profiles is None
+        else [name.strip() for name in profiles.split(",") if name.strip()],
         max_length,
         Settings(batch_size=batch_size, seed=seed, patience=patience, bf16=bf16, device=device),
         say,

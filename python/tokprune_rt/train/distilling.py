@@ -11,36 +11,38 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from tokprune_rt.calibration.families import FAMILIES
 from tokprune_rt.calibration.judge import Quality, VectorJudge
 from tokprune_rt.calibration.passes import Passes
-from tokprune_rt.calibration.search import Point, search
-from tokprune_rt.files import atomic_file, check_new_folder
+from tokprune_rt.files import check_new_folder
 from tokprune_rt.loader import describe_model, resolve
 from tokprune_rt.loading import choose_policy, load
 from tokprune_rt.model import Model
-from tokprune_rt.policy import OFF, Policy, PolicySource, find_policy, policy_hash
+from tokprune_rt.policy import OFF, Policy, PolicySource, find_policy, parse_policy, policy_hash
 from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train.data import Encoded, tokenizer_of
+from tokprune_rt.train.dense_goal import DenseTeacher, TowardsDense
 from tokprune_rt.train.embedding import Embedder, check_embedder, model_copy
 from tokprune_rt.train.loop import Say, Settings, Stage, Training
-from tokprune_rt.train.merging import Reducer
+from tokprune_rt.train.masked import Pass
+from tokprune_rt.train.merging import Reducer, Rows
+from tokprune_rt.train.merging_search import merging_policy
 from tokprune_rt.train.runs import checkpoints_of
-from tokprune_rt.train.tasks import Floats, divergence
+from tokprune_rt.train.tasks import Floats
 
 PLAIN = "policy"
 """How reports call the policy's own numbers, beside its profiles."""
 
-# Texts that the search for a policy looks at, and those below which merging saves no time.
-_SEARCHED, _SHORT = 64, 24
+# Texts that the search for a policy looks at.
+_SEARCHED = 64
 _MIN_TEXTS, _HELD_OUT = 20, 512
+# Share of the steps with a policy that have its own numbers, when there are profiles, too.
+_OWN = 0.7
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,7 @@ class DistilSchedule:
         epochs: passes over the texts.
         steps: instead; fewer texts are drawn where one pass would be more.
         rate: learning rate.
-        ranking: weight of the agreement about neighbours in the batch.
-        temperature: of the similarities there.
+        ranking, temperature, rows: see `TowardsDense`.
         dense: share of the steps without a policy, so that the model's dense vectors stay.
     """
 
@@ -91,6 +92,7 @@ class DistilSchedule:
     rate: float = 1e-4
     ranking: float = 0.2
     temperature: float = 0.05
+    rows: float = 1.0
     dense: float = 0.1
 
 
@@ -115,39 +117,6 @@ class Distilled:
     rows: list[Served]
 
 
-@dataclass(frozen=True)
-class TowardsDense:
-    """What is learned: vectors near the dense ones, with the same neighbours among them."""
-
-    ranking: float
-    temperature: float
-
-    metric = "cosine"
-
-    def aligned(self, targets: Tensor, real: Tensor) -> Tensor:
-        """The targets as they are."""
-        return targets
-
-    def loss(self, vectors: Tensor, dense: Tensor) -> Tensor:
-        """Mean over a batch, of vectors and their targets [B, e] of length 1."""
-        found = functional.normalize(vectors.float(), dim=-1)
-        loss = 1 - (found * dense).sum(dim=-1).mean()
-        if len(found) < 3 or not self.ranking:
-            return loss
-        # Each vector as a query on the dense index of the batch's other texts.
-        others = ~torch.eye(len(found), dtype=torch.bool, device=found.device)
-        rows = [
-            (queries @ dense.T)[others].view(len(found), -1) / self.temperature
-            for queries in (found, dense)
-        ]
-        return loss + self.ranking * divergence(rows[0], rows[1], 1.0)
-
-    def score(self, vectors: Sequence[Floats], data: Encoded) -> float:
-        """Mean cosine to the dense vectors, in points."""
-        found = functional.normalize(torch.from_numpy(np.stack(vectors)), dim=-1)
-        return 100 * float((found * data.targets).sum(dim=-1).mean())
-
-
 def distil(run: DistilRun, schedule: DistilSchedule | None = None) -> Distilled:
     """Fine-tune an embedding model towards its own dense vectors under a policy.
 
@@ -158,23 +127,16 @@ def distil(run: DistilRun, schedule: DistilSchedule | None = None) -> Distilled:
     schedule = schedule or DistilSchedule()
     check_new_folder(run.out)
     source = resolve(run.source)
-    config, setup = describe_model(source)
-    check_embedder(source, setup)
+    check_embedder(source, describe_model(source)[1])
     learning, held_out = _split(run)
     tokens = _tokens(source, run, learning)
     drawn, epochs = _drawn(tokens, schedule, run.settings)
     judged = _tokens(source, run, held_out)
-    model = load(source, "off", precision="fp32")
-    content = b"".join(item.ids.tobytes() for item in (*drawn, *judged))
-    data = hashlib.sha256(content).hexdigest()[:16]
-    if run.policy == OFF:
-        raise ValueError('policy: found "off"; a model is distilled under a policy that prunes')
-    policy = choose_policy(run.policy, source, config, setup)
-    if policy is None:
-        policy = _merging_policy(run, model, drawn[:_SEARCHED], data)
+    digest = hashlib.sha256(b"".join(item.ids.tobytes() for item in (*drawn, *judged)))
+    data = digest.hexdigest()[:16]
+    policy = _policy(run, source, drawn, data)
     served = _profiles(run, policy)
-    for name in served:
-        Reducer(policy, name)  # refuses what it does not execute
+    reducers = {name: Reducer(policy, name) for name in served}
     facts = {
         "method": "distil",
         **asdict(schedule),
@@ -184,33 +146,38 @@ def distil(run: DistilRun, schedule: DistilSchedule | None = None) -> Distilled:
         "max_length": run.max_length,
         "data": data,
     }
-    vectors = _dense_vectors(run, model, [*drawn, *judged], data)
-    embedder = Embedder(source)
-    student = Training(
+    before, vectors = _measured(load(source, policy, precision="fp32"), judged, served)
+    embedder, teacher = Embedder(source), DenseTeacher(Embedder(source), run.settings.device)
+    goal = TowardsDense(schedule.ranking, schedule.temperature, schedule.rows)
+    training = Training(
         embedder,
-        TowardsDense(schedule.ranking, schedule.temperature),
-        Encoded(drawn, vectors[: len(drawn)]),
-        Encoded(judged, vectors[len(drawn) :]),
+        goal,
+        Encoded(drawn, torch.zeros(len(drawn), 0)),
+        Encoded(judged, torch.from_numpy(vectors)),
         run.settings,
         checkpoints_of(run.out),
         run.say,
         facts,
     )
-    reducers = {name: Reducer(policy, name) for name in served}
 
     def chooser() -> Reducer | None:
         if not embedder.model.training:
             return reducers[None]
         return _draw(reducers, schedule.dense)
 
-    run.say(f"policy: {policy.name or policy_hash(policy)[:12]}; {len(drawn)} texts to learn from")
-    student.run_stage(Stage("distil", epochs, schedule.rate, chooser))
-    judge = VectorJudge(vectors[len(drawn) :].numpy())
-    before = _measured(load(source, policy, precision="fp32"), judged, served, judge)
+    def loss(found: Tensor, _: Tensor, passed: Pass, __: float) -> Tensor:
+        assert isinstance(passed, Rows)
+        return goal.distance(found, passed, *teacher.look(passed))
+
+    start = ", ".join(f"{name} {row.quality.value:.4f}" for name, row in before.items())
+    run.say(f"{len(drawn)} texts to learn from; cosines before: {start}")
+    training.run_stage(Stage("distil", epochs, schedule.rate, chooser, loss))
     with model_copy(run.out, source, embedder.model) as work:
         policy.save(work)
-        after = _measured(load(work, precision="fp32"), judged, served, judge)
-        rows = [Served(name, after[name][1], before[name][0], after[name][0]) for name in after]
+        after, _ = _measured(load(work, precision="fp32"), judged, served, vectors)
+        rows = [
+            Served(name, row.macs, before[name].quality, row.quality) for name, row in after.items()
+        ]
         remembered = {
             **facts,
             "base_model": Path(run.source).name,
@@ -263,6 +230,22 @@ def _drawn(
     return [tokens[i] for i in order], epochs
 
 
+def _policy(run: DistilRun, source: Path, drawn: list[Tokens], data: str) -> Policy:
+    if run.policy == OFF:
+        raise ValueError('policy: found "off"; a model is distilled under a policy that prunes')
+    config, setup = describe_model(source)
+    folder = checkpoints_of(run.out) / f"policy-{data}-{run.target:g}"
+    found = choose_policy(run.policy, source, config, setup)
+    if found is None and find_policy(folder) is None:
+        model = load(source, "off", precision="fp32")
+        policy = merging_policy(model, drawn[:_SEARCHED], run.target, run.say)
+        folder.mkdir(parents=True, exist_ok=True)
+        parse_policy(policy).save(folder)
+    found = found or choose_policy(folder, source, config, setup)
+    assert found is not None
+    return found
+
+
 def _profiles(run: DistilRun, policy: Policy) -> list[str | None]:
     if run.profiles is None:
         return [None, *policy.profiles]
@@ -272,80 +255,40 @@ def _profiles(run: DistilRun, policy: Policy) -> list[str | None]:
 
 
 def _draw(reducers: Mapping[str | None, Reducer], dense: float) -> Reducer | None:
-    """The profile of a step: none, the policy's own numbers as often as all others, or another."""
+    """The profile of a step: none, the policy's own numbers, or more rarely another."""
     # PyTorch's generator is part of a checkpoint.
     first, second = torch.rand(2).tolist()
     if first < dense:
         return None
     names = list(reducers)
-    if len(names) == 1 or second < 0.5:
+    if len(names) == 1 or second < _OWN:
         return reducers[None]
-    return reducers[names[1 + int((second - 0.5) * 2 * (len(names) - 1))]]
+    return reducers[names[1 + int((second - _OWN) / (1 - _OWN) * (len(names) - 1))]]
 
 
-def _merging_policy(run: DistilRun, model: Model, tokens: list[Tokens], data: str) -> Policy:
-    """Merging with so many multiply-adds, each layer's share found by calibration's search."""
-    if not 0 < run.target < 1:
-        raise ValueError(f"target: found {run.target}; allowed: above 0, below 1")
-    folder = checkpoints_of(run.out) / f"policy-{data}-{run.target:g}"
-    known = find_policy(folder)
-    if known is None:
-        passes = Passes(model, tokens)
-        dense, all_macs = passes.run(None)
-        judge, family = VectorJudge(dense), FAMILIES["merge"]
-        options: dict[str, Any] = {"protect_first": True, "protect_last": True}
-        options |= {"skip_below": _SHORT, "name": "distilled"}
-
-        def evaluate(shares: tuple[float, ...]) -> Point:
-            found, macs = passes.run(passes.plan(family.document(shares, None, options)))
-            return Point(shares, macs / all_macs, judge.loss(found))
-
-        run.say(f"searching where to merge for {run.target:.0%} of the multiply-adds")
-        path = search(evaluate, model.config.layers, lambda point: point.macs <= run.target)
-        last = path[-1]
-        if last.macs > run.target:
-            raise ValueError(f"target: found {run.target}; merging reaches {last.macs:.2f} here")
-        light = min(path, key=lambda point: abs(point.macs - (1 + run.target) / 2))
-        document = family.document(last.shares, {"light": light.shares}, options)
-        folder.mkdir(parents=True, exist_ok=True)
-        _bound(document, model).save(folder)
-        known = find_policy(folder)
-        assert known is not None
-        run.say(f"{last.macs:.1%} of the multiply-adds, cosine {1 - last.loss:.4f} untrained")
-    return _bound(known, model)
-
-
-def _bound(policy: PolicySource, model: Model) -> Policy:
-    found = choose_policy(policy, model.folder, model.config, model.setup)
-    assert found is not None
-    return found
-
-
-def _dense_vectors(run: DistilRun, model: Model, tokens: list[Tokens], data: str) -> Tensor:
-    """The teacher's vectors, float32 [n, e] of length 1; kept for the run's next start."""
-    path = checkpoints_of(run.out) / f"dense-{data}.npy"
-    if path.exists():
-        return torch.from_numpy(np.load(path))
-    run.say(f"dense vectors of {len(tokens)} texts")
-    found, _ = Passes(model, tokens).run(None)
-    vectors = functional.normalize(torch.from_numpy(found), dim=-1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        np.save(file, vectors.numpy())
-    return vectors
+class _Measured(NamedTuple):
+    quality: Quality
+    macs: float
 
 
 def _measured(
-    model: Model, tokens: list[Tokens], served: Sequence[str | None], judge: VectorJudge
-) -> dict[str, tuple[Quality, float]]:
-    """By profile: how near, and multiply-adds of the dense model's."""
+    model: Model,
+    tokens: list[Tokens],
+    served: Sequence[str | None],
+    index: Floats | None = None,
+) -> tuple[dict[str, _Measured], Floats]:
+    """Each profile, compared with the vectors ``index``, by default the model's own dense ones;
+    and those, of length 1."""
     passes = Passes(model, tokens)
     dense, all_macs = passes.run(None)
-    found = {OFF: (judge.quality(dense), 1.0)}
+    if index is None:
+        index = dense / np.linalg.norm(dense, axis=1, keepdims=True)
+    judge = VectorJudge(index)
+    found = {OFF: _Measured(judge.quality(dense), 1.0)}
     for name in served:
         vectors, macs = passes.run(model.engine.plan(name))
-        found[name or PLAIN] = (judge.quality(vectors), macs / all_macs)
-    return found
+        found[name or PLAIN] = _Measured(judge.quality(vectors), macs / all_macs)
+    return found, index
 
 
 def _shown(row: Served) -> dict[str, Any]:

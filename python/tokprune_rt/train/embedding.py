@@ -62,9 +62,10 @@ class Embedder(MergingEncoder):
             yield
 
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Any, Rows]:
-        """One forward pass; the output has vectors, float32 [B, e], in the place of logits."""
+        """One forward pass; the output has vectors, float32 [B, e], in the place of logits. The
+        note "state" of the pass has the rows [B, S, d] that they are made of."""
         output, run = super().run(inputs)
-        hidden = output.last_hidden_state.float()
+        hidden = run.notes["state"] = output.last_hidden_state.float()
         found = [self._pooled(mode, hidden, run) for mode in self._setup.pooling]
         vectors = torch.cat(found, dim=-1)
         for weight, bias, activation in self._dense:

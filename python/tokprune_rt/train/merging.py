@@ -36,6 +36,7 @@ class Rows(Pass):
     left, `real` stays that of the tokens. The living rows of a text come first.
 
     Attributes:
+        owner: int64 [B, tokens], the row that stands for each token; -1 for dropped ones.
         place: int64 [B, S], original positions.
         size: float32 [B, S], tokens that a row stands for.
         protected: bool [B, S], rows that stay.
@@ -44,6 +45,7 @@ class Rows(Pass):
             latest layer, and of the one before it.
     """
 
+    owner: Tensor
     place: Tensor
     size: Tensor
     protected: Tensor
@@ -171,9 +173,11 @@ def join(run: Rows, hidden: Tensor, leader: Tensor) -> Tensor:
     order = torch.sort(~leads, dim=1, stable=True).indices[:, :width]
     member = leader >= 0
     groups = bool((member & ~leads).any())
-    # By row: its group's place in the flattened result.
-    first = width * torch.arange(len(hidden), device=hidden.device)[:, None]
-    target = first + (leads.cumsum(dim=1) - 1).gather(1, leader.clamp(min=0)).clamp(min=0)
+    # By row: its group's place, and that in the flattened result.
+    group = (leads.cumsum(dim=1) - 1).gather(1, leader.clamp(min=0)).clamp(min=0)
+    target = width * torch.arange(len(hidden), device=hidden.device)[:, None] + group
+    heir = torch.where(member, group, -1).gather(1, run.owner.clamp(min=0))
+    run.owner = torch.where(run.owner >= 0, heir, -1)
     size = run.size * member
     total = torch.zeros(len(hidden) * width, device=hidden.device)
     total.scatter_add_(0, target.flatten(), size.flatten())
@@ -197,6 +201,19 @@ def join(run: Rows, hidden: Tensor, leader: Tensor) -> Tensor:
     run.size = total.view(len(hidden), width)
     run.alive = torch.arange(width, device=hidden.device) < count[:, None]
     return mean(hidden)
+
+
+def means(run: Rows, states: Tensor) -> Tensor:
+    """For each row of ``run``, the mean of ``states`` [B, tokens, d] over the tokens it stands for;
+    [B, S, d], 0 for rows that are not alive."""
+    batch, width = run.alive.shape
+    member = run.owner >= 0
+    target = width * torch.arange(batch, device=states.device)[:, None] + run.owner.clamp(min=0)
+    share = (member / run.size.flatten()[target].clamp(min=1.0)).to(states.dtype)
+    flat = (states * share[..., None]).flatten(0, 1)
+    index = target.flatten()[:, None].expand(flat.shape)
+    result = flat.new_zeros(batch * width, states.shape[-1]).scatter_add(0, index, flat)
+    return result.view(batch, width, -1)
 
 
 class MergingEncoder(MaskedEncoder):
@@ -236,7 +253,15 @@ class MergingEncoder(MaskedEncoder):
         place = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         size, nobody = real.to(torch.float32), torch.zeros_like(real)
         run = Rows(
-            inputs, ids, real, segments, real.clone(), place=place, size=size, protected=nobody
+            inputs,
+            ids,
+            real,
+            segments,
+            real.clone(),
+            owner=torch.where(real, place, -1),
+            place=place,
+            size=size,
+            protected=nobody,
         )
         if self._reducer is not None:
             self._reducer.begin(run)
