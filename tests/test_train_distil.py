@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from test_cli import run as command
 from test_train import Stop, examples
+from test_train_masked import padded
 
 import tokprune_rt
 from tokprune_rt.policy import find_policy, preset
@@ -62,7 +64,7 @@ def run_of(source: Path, out: Path, **changes: Any) -> DistilRun:
 
 @pytest.fixture(scope="module")
 def distilled(source: Path) -> Path:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # on which sums depend
     out = source.parent / "distilled"
     rows = {row.profile: row for row in distil(run_of(source, out), SCHEDULE).rows}
     assert list(rows) == ["off", "policy", "light"]
@@ -112,24 +114,45 @@ def test_provenance_says_what_was_reached(distilled: Path) -> None:
     assert rows["policy"]["after"]["value"] > rows["policy"]["before"]["value"]
 
 
-def test_training_sees_the_runtime_s_vectors(distilled: Path) -> None:
-    model = tokprune_rt.load(distilled, precision="fp32")
+def assert_trains_what_runs(folder: Path, source: Any) -> None:
+    model = tokprune_rt.load(folder, policy=source, precision="fp32")
     assert model.policy is not None
-    embedder = Embedder(distilled)
+    embedder = Embedder(folder)
     embedder.model.eval()
-    tokens = model.tokenizer.tokenize(TEXTS[:8])
-    ids = [item.ids.tolist() for item in tokens]
-    longest = max(map(len, ids))
-    inputs = {
-        "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in ids]),
-        "attention_mask": torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in ids]),
-    }
+    ids = [item.ids.tolist() for item in model.tokenizer.tokenize(TEXTS[:8])]
+    inputs = padded(ids)
     for profile in (None, "light"):
         with torch.inference_mode(), embedder.choosing(Reducer(model.policy, profile)):
             output, _ = embedder.run(inputs)
-        np.testing.assert_allclose(
-            output.logits, model.forward(ids, profile=profile).pooled, atol=1e-4
-        )
+        found = output.logits
+        if model.setup.normalize:
+            found = torch.nn.functional.normalize(found, dim=-1)
+        expected = model.forward(ids, profile=profile).pooled
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_training_sees_the_runtime_s_vectors(distilled: Path) -> None:
+    assert_trains_what_runs(distilled, "auto")
+
+
+def test_with_two_poolings_and_dense_modules(tiny: Any, tmp_path: Path) -> None:
+    """They stay as they are, and the written folder has them."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+
+    modules = [
+        Transformer(str(tiny("mpnet"))),
+        Pooling(64, pooling_mode=["cls", "mean"]),
+        Dense(128, 48, activation_function=torch.nn.Tanh()),
+        Dense(48, 24, bias=False, activation_function=torch.nn.GELU()),
+    ]
+    folder, out = tmp_path / "model", tmp_path / "out"
+    sentence_transformers.SentenceTransformer(modules=modules, device="cpu").save(str(folder))
+    assert_trains_what_runs(folder, MERGING)
+    distil(run_of(folder, out, texts=TEXTS[:40]), dataclasses.replace(SCHEDULE, epochs=1))
+    assert_trains_what_runs(out, "auto")
+    dense = [load_file(f / "2_Dense" / "model.safetensors") for f in (folder, out)]
+    assert torch.equal(dense[0]["linear.weight"], dense[1]["linear.weight"])
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(
@@ -146,6 +169,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
             raise Stop
         full(self, *args)
 
+    torch.set_num_threads(1)
     monkeypatch.setattr(loop.Training, "_step", until)
     with pytest.raises(Stop):
         distil(run_of(source, out), SCHEDULE)
