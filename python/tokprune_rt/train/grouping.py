@@ -21,26 +21,38 @@ def alone(alive: Tensor) -> Tensor:
     return torch.where(alive, places, -1)
 
 
-def merged(spec: Spec, rows: Tensor, alive: Tensor, protected: Tensor, lengths: Tensor) -> Tensor:
+def merged(
+    spec: Spec,
+    rows: Tensor,
+    alive: Tensor,
+    protected: Tensor,
+    lengths: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Groups of similar rows.
 
     Args:
         spec: a compiled selection, `bipartite` or `energy_pairs`.
         rows: [B, S, k], compared by cosine; the living ones come first.
         alive, protected, lengths: as for `select`.
+        bias: [B, S], added to the similarities of a row's pairs; `bipartite` only.
     """
     unit = functional.normalize(rows.float(), dim=-1)
     free = alive & ~protected
     if spec["kind"] == "energy_pairs":
         return _energy_pairs(spec, unit, alive, free, lengths)
-    return _bipartite(spec, unit, alive, free, lengths)
+    return _bipartite(spec, unit, alive, free, lengths, bias)
 
 
-def _bipartite(spec: Spec, unit: Tensor, alive: Tensor, free: Tensor, lengths: Tensor) -> Tensor:
+def _bipartite(
+    spec: Spec, unit: Tensor, alive: Tensor, free: Tensor, lengths: Tensor, bias: Tensor | None
+) -> Tensor:
     if unit.shape[1] < 2:
         return alone(alive)
     # Living rows come first, so that a row's place is its index among them.
     cosine = unit[:, 0::2] @ unit[:, 1::2].transpose(1, 2)
+    if bias is not None:
+        cosine = cosine + bias[:, 0::2, None] + bias[:, None, 1::2]
     best, partner = cosine.masked_fill(~free[:, None, 1::2], -math.inf).max(dim=-1)
     candidates = torch.zeros_like(alive)
     candidates[:, 0::2] = free[:, 0::2] & (best > -math.inf)

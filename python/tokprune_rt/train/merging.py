@@ -28,6 +28,9 @@ from tokprune_rt.train.select import select
 _SCORES = ("similarity", "uniform", *ATTENTION, *ENTROPY)
 _ACTIONS = ("merge", "pool", "drop")
 _OUTPUTS = ("kept", "size")
+# What a similarity may be weighed by, and what keeps its logarithm finite.
+_RECEIVED = {"kind": "attn_col", "heads": "mean", "diagonal": True, "query": "alive"}
+_LEAST = 1e-6
 
 
 @dataclass(kw_only=True)
@@ -103,7 +106,7 @@ class Reducer:
 
     def _watched(self, score: int, layer: int) -> bool:
         spec = self._plan["scores"][score]
-        if spec["kind"] not in (*ATTENTION, *ENTROPY):
+        if spec["kind"] not in (*ATTENTION, *ENTROPY) and not _weighed(spec):
             return False
         layers = [step["layer"] for step in self._plan["steps"] if step["score"] == score]
         if spec["kind"] == "attn_cum":
@@ -116,7 +119,7 @@ class Reducer:
         found: dict[int, Tensor] = {}
         for index, spec in enumerate(self._plan["scores"]):
             if self._watched(index, layer):
-                found[index] = statistic(spec, run, probs, values)
+                found[index] = statistic(_RECEIVED if _weighed(spec) else spec, run, probs, values)
                 if spec["kind"] == "attn_cum" and index in before:
                     found[index] = spec["decay"] * before[index] + found[index]
         run.attention = [found, before]
@@ -135,7 +138,11 @@ class Reducer:
         if spec["kind"] == "similarity":
             rows = run.keys if spec["of"] == "keys" else hidden
             assert rows is not None
-            found = merged(rule, rows, run.alive, run.protected, run.lengths)
+            bias = None
+            if _weighed(spec):
+                received = run.attention[0][step["score"]]
+                bias = -0.5 * spec["attention"] * (received + _LEAST).log()
+            found = merged(rule, rows, run.alive, run.protected, run.lengths, bias)
         elif spec["kind"] == "uniform":
             found = pooled(rule, run.alive, run.protected, run.lengths)
         else:
@@ -147,6 +154,11 @@ class Reducer:
             found = alone(run.alive).masked_fill(~stays, -1)
         short = run.lengths < self._plan["skip_below"]
         return torch.where(short[:, None], alone(run.alive), found)
+
+
+def _weighed(spec: Spec) -> bool:
+    """Whether a similarity falls with the attention that both tokens receive."""
+    return spec["kind"] == "similarity" and spec.get("attention", 0.0) != 0.0
 
 
 def _refuse(what: str, known: tuple[str, ...]) -> None:
@@ -323,17 +335,15 @@ class MergingEncoder(MaskedEncoder):
         if reducer is not None and reducer.compares_keys(index):
             rows.keys = key.detach().float().mean(dim=1)
         bias = self._bias(rows, position_bias)
-        if reducer is None or not reducer.reads_attention(index):
-            rate = float(getattr(dropout, "p", 0.0)) if dropout.training else 0.0
-            context = functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=bias.to(query.dtype), dropout_p=rate
-            )
-        else:
-            logits = (query @ key.transpose(2, 3)).float() / math.sqrt(query.shape[-1]) + bias
-            probs = torch.softmax(logits, dim=-1)
-            with exactly(probs), torch.no_grad():
-                reducer.watch(rows, index, probs.detach(), value.detach().float())
-            context = dropout(probs).to(value.dtype) @ value
+        if reducer is not None and reducer.reads_attention(index):
+            # Once more for the statistics, which have no gradient.
+            with torch.no_grad(), exactly(bias):
+                logits = query.float() @ key.float().transpose(2, 3) / math.sqrt(query.shape[-1])
+                reducer.watch(rows, index, torch.softmax(logits + bias, dim=-1), value.float())
+        rate = float(getattr(dropout, "p", 0.0)) if dropout.training else 0.0
+        context = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias.to(query.dtype), dropout_p=rate
+        )
         return context.transpose(1, 2).flatten(2)
 
     def _bias(self, run: Rows, position_bias: Tensor | None) -> Tensor:
