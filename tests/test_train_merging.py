@@ -18,6 +18,7 @@ from tokprune_rt.train.merging import MergingEncoder, Reducer
 
 SIMILAR = {"kind": "similarity", "of": "hidden"}
 KEYS = {"kind": "similarity", "of": "keys"}
+WEIGHED = {**SIMILAR, "attention": 0.2}
 MERGE, DROP = {"kind": "merge"}, {"kind": "drop"}
 
 
@@ -70,6 +71,12 @@ def documents(layers: int) -> dict[str, dict[str, Any]]:
         ),
         "before": policy(step(SIMILAR, bipartite, MERGE, late, "pre"), layers=layers),
         "after": policy(step(SIMILAR, bipartite, MERGE, every, "post"), layers=layers),
+        "weighed": policy(
+            step(WEIGHED, bipartite, MERGE, every),
+            step(WEIGHED, bipartite, MERGE, late),
+            layers=layers,
+        ),
+        "weighed-after": policy(step(WEIGHED, bipartite, MERGE, every, "post"), layers=layers),
         "energy": preset("pitome", layers=layers, ratio=0.85),
         "merge-then-drop": policy(
             step(KEYS, bipartite, MERGE, every),
@@ -133,7 +140,7 @@ def test_in_every_family(tiny: Any, family: str, name: str) -> None:
     assert_same(tiny(family), documents(3)[name], rows_of(60, 64))
 
 
-@pytest.mark.parametrize("name", ["twice", "keys", "energy", "merge-then-drop"])
+@pytest.mark.parametrize("name", ["twice", "keys", "energy", "merge-then-drop", "weighed"])
 def test_of_real_weights(minilm_folder: Path, token_ids: list[list[int]], name: str) -> None:
     texts = [row for row in token_ids if 20 < len(row) < 200][::60]
     assert len(texts) > 3

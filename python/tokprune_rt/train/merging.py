@@ -158,7 +158,7 @@ class Reducer:
 
 def _weighed(spec: Spec) -> bool:
     """Whether a similarity falls with the attention that both tokens receive."""
-    return spec["kind"] == "similarity" and spec.get("attention", 0.0) != 0.0
+    return spec["kind"] == "similarity" and spec["attention"] != 0.0
 
 
 def _refuse(what: str, known: tuple[str, ...]) -> None:
