@@ -19,6 +19,7 @@ from tokprune_rt.cli.training_options import (
     ConfigOption,
     DeviceOption,
     DevOption,
+    FinetunePolicyOption,
     LabelOption,
     LengthOption,
     MetricOption,
@@ -146,6 +147,7 @@ def finetune(
     max_length: LengthOption = None,
     epochs: Annotated[int, number("--epochs", "Passes over the examples.", min=1)] = 3,
     rate: Annotated[float, number("--rate", "Learning rate.")] = 5e-5,
+    policy: FinetunePolicyOption = None,
     batch_size: BatchOption = 32,
     seed: SeedOption = 0,
     patience: PatienceOption = 0,
@@ -154,11 +156,14 @@ def finetune(
     threads: ThreadsOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Fine-tune a dense classifier, regression, tagger or question answering.
+    """Fine-tune a classifier, regression, reranker, tagger or question answering.
 
     What is in the files says which: a label for each text (.tsv, .csv,
-    .jsonl; numbers with --regression), a tag for each word (.conll, or lists
+    .jsonl; numbers with --regression; 0 and 1 of pairs of a query and a
+    document with --metric map), a tag for each word (.conll, or lists
     of words and tags in .jsonl), or questions in SQuAD's form (.json).
+
+    The result is dense, or with --policy learned under its decisions.
 
     A checkpoint is written every minute and after every epoch, into a hidden
     folder beside OUT; an interrupted run goes on from there when the same
@@ -169,6 +174,8 @@ def finetune(
       tokprune finetune all-MiniLM-L6-v2 sst2 --train train.tsv --dev dev.tsv --text sentence
       tokprune finetune all-MiniLM-L6-v2 sts --train t.csv --dev d.csv --text a --pair b
         --label score --regression
+      tokprune finetune all-MiniLM-L6-v2 rank --train t.csv --dev d.csv --text query
+        --pair document --metric map
       tokprune finetune all-MiniLM-L6-v2 ner --train train.conll --dev dev.conll
       tokprune finetune all-MiniLM-L6-v2 qa --train train.json --dev dev.json
     """
@@ -186,7 +193,7 @@ def finetune(
     from tokprune_rt.train import finetune as recipe
 
     with resumable(target):
-        result = recipe(run, epochs=epochs, rate=rate)
+        result = recipe(run, epochs=epochs, rate=rate, policy=policy)
     _report(result)
 
 

@@ -80,7 +80,8 @@ MetricOption = Annotated[
         "--metric",
         metavar="NAME",
         help="accuracy (default), f1 of the last label in order, matthews; of a regression "
-        "spearman (default) or pearson; of tags entity-f1 or accuracy; of answers f1 or exact.",
+        "spearman (default) or pearson; of rankings map or mrr; of tags entity-f1 or accuracy; "
+        "of answers f1 or exact.",
         rich_help_panel=_DATA,
         show_default=False,
     ),
@@ -93,6 +94,17 @@ LengthOption = Annotated[
         min=8,
         help="Tokens to which texts are cut; default: the model's limit.",
         rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+FinetunePolicyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        metavar="FILE",
+        help="JSON of a policy under which the weights learn, and which is written beside them; "
+        "default: dense.",
+        rich_help_panel=LOOP,
         show_default=False,
     ),
 ]

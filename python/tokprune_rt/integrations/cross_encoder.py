@@ -15,9 +15,10 @@ from tokprune_rt.integrations import features, pool
 from tokprune_rt.integrations.base import TextModel, check_cpu, renamed, show_progress
 from tokprune_rt.integrations.extras import torch as _torch
 from tokprune_rt.outputs import FloatArray
+from tokprune_rt.policy import OFF
 from tokprune_rt.tasks.classify import sequence_logits
 from tokprune_rt.tasks.numeric import softmax
-from tokprune_rt.tasks.rank import pair_activation
+from tokprune_rt.tasks.rank import cascade, check_count, pair_activation
 
 _log = logging.getLogger(__name__)
 
@@ -226,9 +227,15 @@ class CrossEncoder(TextModel):
         device: Any = None,
         pool: pool.Pool | None = None,
         chunk_size: int | None = None,
+        *,
+        profile: str | None = None,
+        rescore: int | None = None,
         **kwargs: Any,
     ) -> list[dict[str, Any]]:
         """Documents by their score with a query; arguments as `predict`.
+
+        ``rescore``: score so many of the best again, without pruning. They come first, in the order
+        and with the scores of the dense model; the others follow as the profile scored them.
 
         Returns ``[{"corpus_id", "score", "text"?}, ...]``, best first, at most ``top_k``.
         Raises ValueError for a model with several labels.
@@ -238,28 +245,42 @@ class CrossEncoder(TextModel):
                 f"rank needs a model with one label, {self.model.name} has {self.num_labels}; use "
                 "predict with pairs"
             )
+        check_count(rescore, "rescore")
         # What only predict knows is ignored there, too.
         for name in ("apply_softmax", "convert_to_numpy", "convert_to_tensor"):
             kwargs.pop(name, None)
-        scores = self.predict(
-            [[query, document] for document in documents],
-            prompt_name,
-            prompt,
-            batch_size,
-            show_progress_bar,
-            activation_fn,
-            device=device,
-            pool=pool,
-            chunk_size=chunk_size,
-            **kwargs,
-        ).tolist()
+        pairs = [[query, document] for document in documents]
+
+        def score(some: list[list[str]], profile: str | None, show: bool | None) -> FloatArray:
+            found: FloatArray = self.predict(
+                some,
+                prompt_name,
+                prompt,
+                batch_size,
+                show,
+                activation_fn,
+                device=device,
+                pool=pool,
+                chunk_size=chunk_size,
+                profile=profile,
+                **kwargs,
+            )
+            return found
+
+        profile = self.profile if profile is None else profile
+        dense = self.model.policy is None or profile == OFF
+        order, scores = cascade(
+            score(pairs, profile, show_progress_bar),
+            None if dense else rescore,
+            lambda places: score([pairs[place] for place in places], OFF, False),
+        )
         found: list[dict[str, Any]] = [
-            {"corpus_id": index, "score": score} for index, score in enumerate(scores)
+            {"corpus_id": int(place), "score": float(scores[place])} for place in order[:top_k]
         ]
         if return_documents:
-            for entry, document in zip(found, documents, strict=True):
-                entry["text"] = document
-        return sorted(found, key=lambda entry: entry["score"], reverse=True)[:top_k]
+            for entry in found:
+                entry["text"] = documents[entry["corpus_id"]]
+        return found
 
 
 def _is_pair(inputs: Any) -> bool:

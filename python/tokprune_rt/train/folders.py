@@ -21,10 +21,11 @@ from tokprune_rt.files import atomic_folder
 from tokprune_rt.loader import describe_model
 from tokprune_rt.loader.tokenizer_files import TOKENIZER_FILES, read_tokenizer_config
 from tokprune_rt.policy import Policy
+from tokprune_rt.train import ranking
 from tokprune_rt.train.answering import AnswerTask
 from tokprune_rt.train.data import Data, Encoded, Questions, Sentences, tokenizer_of
 from tokprune_rt.train.tagging import TagTask, default_metric, tag_task
-from tokprune_rt.train.tasks import Task, TextTask, text_task
+from tokprune_rt.train.tasks import RankTask, Task, TextTask, text_task
 
 _CLASSES = {
     TextTask.kind: AutoModelForSequenceClassification,
@@ -84,6 +85,8 @@ def new_task(data: Data, regression: bool, metric: str | None) -> Task:
         return AnswerTask((), metric or "f1")
     if isinstance(data, Sentences):
         return tag_task({tag for tags in data.tags for tag in tags}, metric)
+    if metric in ranking.METRICS:
+        return RankTask((), metric)
     return text_task(data.labels, regression, metric)
 
 
@@ -95,11 +98,10 @@ def task_of_model(model: PreTrainedModel, regression: bool, metric: str | None) 
     name = type(model).__name__
     labels = tuple(str(config.id2label[i]) for i in range(count))
     if name.endswith("ForSequenceClassification"):
-        if regression != (count == 1):
-            raise ValueError(
-                f"the model has {count} outputs, which is no "
-                f"{'regression' if regression else 'classification'}"
-            )
+        ranked = metric in ranking.METRICS
+        if (regression or ranked) != (count == 1):
+            wanted = "ranking" if ranked else "regression" if regression else "classification"
+            raise ValueError(f"the model has {count} outputs, which is no {wanted}")
         return existing_task(TextTask.kind, labels, metric)
     if regression:
         raise ValueError(f"the model is a {name}, which is no regression")
@@ -122,6 +124,8 @@ def existing_task(kind: str, labels: tuple[str, ...], metric: str | None) -> Tas
     if kind == TagTask.kind:
         return TagTask(labels, metric or default_metric(labels))
     if len(labels) == 1:
+        if metric in ranking.METRICS:
+            return RankTask((), metric)
         return TextTask((), metric or "spearman")
     return TextTask(labels, metric or "accuracy")
 

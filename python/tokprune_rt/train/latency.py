@@ -13,7 +13,7 @@ from tokprune_rt.loader import describe_model
 from tokprune_rt.loading import load
 from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train.evaluating import answering, run_texts
-from tokprune_rt.train.leaving import leaving_of
+from tokprune_rt.train.leaving import Leaving, leaving_of
 
 # Shares of the input that the last layer keeps, in the policies that are timed.
 _SHARES = (0.8, 0.6, 0.4, 0.25, 0.1)
@@ -50,11 +50,12 @@ def macs_for_speedup(
     speedup: float,
     precision: str = "auto",
     threads: int | None = None,
+    leaving: Leaving | None = None,
 ) -> float:
     """The share of the dense model's multiply-adds at which texts like these run so much faster.
 
     Policies of several strengths are timed against the dense pass; between them the time is
-    interpolated.
+    interpolated. ``leaving``: how tokens leave; None: as the model's task has it.
 
     Raises:
         ValueError: no strength is as fast; says how fast they were.
@@ -65,7 +66,7 @@ def macs_for_speedup(
     layers = config.layers
     strengths = {str(share): {"steps": [{"ratio": _ratios(layers, share)}]} for share in _SHARES}
     policy = ratio_policy(layers, _SHARES[0]) | {"profiles": strengths}
-    policy = leaving_of(config.task).document(policy)
+    policy = (leaving or leaving_of(config.task)).document(policy)
     model = load(folder, policy, precision=precision, threads=threads)
     names = ["off", *strengths]
     passes = [run_texts(model, tokens, name) for name in names]

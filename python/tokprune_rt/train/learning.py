@@ -17,7 +17,7 @@ from tokprune_rt.train.folders import (
     task_of_model,
 )
 from tokprune_rt.train.hard import PolicyChooser
-from tokprune_rt.train.leaving import Leaving, leaving_of
+from tokprune_rt.train.leaving import Leaving
 from tokprune_rt.train.loop import Stage
 from tokprune_rt.train.masked import MaskedEncoder, Pass
 from tokprune_rt.train.method import Method
@@ -89,7 +89,7 @@ def learn(
     training = training_of(run, source, model, task, facts)
     torch.manual_seed(run.settings.seed)  # of the method's parameters
     longest = max(len(item) for item in training.train.tokens)
-    method = make(Parts(widths, separators(source), leaving_of(task.kind), longest))
+    method = make(Parts(widths, separators(source), task.leaving, longest))
     device = run.settings.device
     for module in (method, budget, teacher):
         nn.Module.to(module, device)

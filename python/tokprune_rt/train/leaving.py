@@ -45,13 +45,13 @@ class Leaving:
 
     def document(self, policy: Document) -> Document:
         """A policy that drops tokens, as this kind of head needs it."""
+        if self.segment >= 0:
+            protect = {**policy.get("protect", {}), "segment": self.segment}
+            policy = {**policy, "protect": protect}
         if not self.restores:
             return policy
-        protect = policy.get("protect", {})
-        if self.segment >= 0:
-            protect = {**protect, "segment": self.segment}
         steps = [{**step, "action": {"kind": self.action}} for step in policy["steps"]]
-        return {**policy, "protect": protect, "steps": steps, "output": {"kind": self.output}}
+        return {**policy, "steps": steps, "output": {"kind": self.output}}
 
 
 class Shown:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tokprune_rt.loader import resolve
+from tokprune_rt.policy import PolicySource, load_policy, policy_hash
 from tokprune_rt.train.folders import (
     new_model,
     new_task,
 )
 from tokprune_rt.train.gates import Gates
+from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.learning import SCHEDULES, Parts, Schedule, learn
 from tokprune_rt.train.loop import Stage
 from tokprune_rt.train.ltp import LtpThresholds
@@ -18,17 +22,30 @@ from tokprune_rt.train.runs import Result, Run, finish, training_of
 from tokprune_rt.train.top import TopMasks
 
 
-def finetune(run: Run, *, epochs: int = 3, rate: float = 5e-5) -> Result:
-    """Train a dense classification or regression of texts, a tagging, or question answering."""
+def finetune(
+    run: Run, *, epochs: int = 3, rate: float = 5e-5, policy: PolicySource | None = None
+) -> Result:
+    """Train a classification, regression or ranking of texts, a tagging, or question answering.
+
+    ``policy``: the weights learn under its decisions, and it is written beside them; None: dense.
+
+    Raises:
+        ValueError: data of another task, or a policy with scores or actions that exist only in
+            the runtime.
+    """
     source = resolve(run.source)
+    under = None if policy is None else load_policy(policy)
+    chooser = None if under is None else PolicyChooser(under)
     task = new_task(run.train, run.regression, run.metric)
     torch.manual_seed(run.settings.seed)  # of the head
     model = new_model(source, task)
-    recipe = {"method": "finetune", "epochs": epochs, "rate": rate}
+    recipe: dict[str, Any] = {"method": "finetune", "epochs": epochs, "rate": rate}
+    if under is not None:
+        recipe["policy"] = policy_hash(under)
     training = training_of(run, source, model, task, recipe)
-    score = training.run_stage(Stage("finetune", epochs, rate))
-    finish(run, source, model, None)
-    return Result(run.out, {"dense": score})
+    score = training.run_stage(Stage("finetune", epochs, rate, lambda: chooser))
+    finish(run, source, model, under)
+    return Result(run.out, {"dense" if under is None else "pruned": score})
 
 
 def train_ltp(

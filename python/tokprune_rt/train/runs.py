@@ -102,7 +102,7 @@ def measured_target(run: Run, source: Path, task: Task, speedup: float) -> float
     if path.exists():
         return float(json.loads(path.read_text(encoding="utf-8")))
     tokens = task.encode(run.dev, tokenizer_of(source, run.max_length)).tokens
-    target = round(macs_for_speedup(source, tokens, speedup), 4)
+    target = round(macs_for_speedup(source, tokens, speedup, leaving=task.leaving), 4)
     run.say(f"{speedup:g} times as fast: {target:.1%} of the multiply-adds")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(target), encoding="utf-8")

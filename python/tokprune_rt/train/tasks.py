@@ -1,11 +1,11 @@
-"""What is learned, how it is scored, and the loss: classes or a number for a text."""
+"""What is learned, how it is scored, and the loss: classes, a number or a rank for a text."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokprune_rt.tokenizer import Tokenizer
+from tokprune_rt.train import ranking
 from tokprune_rt.train.data import Data, Encoded, Examples, Questions, Sentences
+from tokprune_rt.train.leaving import Leaving, leaving_of
 
 Form = TypeVar("Form", Examples, Sentences, Questions)
 Floats = NDArray[np.float32]
@@ -78,6 +80,11 @@ class Task(ABC):
         """Whether targets are numbers, which teach better than another model's answers."""
         return False
 
+    @property
+    def leaving(self) -> Leaving:
+        """How tokens leave when it is learned which."""
+        return leaving_of(self.kind)
+
     @abstractmethod
     def encode(self, data: Data, tokenizer: Tokenizer) -> Encoded:
         """Tokenise as the runtime's task of this name does.
@@ -131,7 +138,8 @@ class TextTask(Task):
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
-            raise ValueError(f"unknown metric {self.metric!r}; known: {', '.join(METRICS)}")
+            known = ", ".join((*METRICS, *ranking.METRICS))
+            raise ValueError(f"unknown metric {self.metric!r}; known: {known}")
         if (self.metric in _OF_NUMBERS) != self.is_regression:
             kind = "a regression" if self.is_regression else "a classification"
             raise ValueError(f"metric {self.metric!r} does not fit {kind}")
@@ -171,6 +179,57 @@ class TextTask(Task):
         return 100 * METRICS[self.metric](
             np.asarray(found, np.float64), data.targets.numpy().astype(np.float64)
         )
+
+
+@dataclass(frozen=True)
+class RankTask(TextTask):
+    """How relevant a document is to a query; metrics: `ranking.METRICS`.
+
+    Pairs of a query and a document with labels from 0 to 1, one output whose sigmoid is the score;
+    binary cross-entropy. The tokens of the query stay when it is learned which leave.
+    """
+
+    def __post_init__(self) -> None:
+        if self.metric not in ranking.METRICS:
+            known = ", ".join(ranking.METRICS)
+            raise ValueError(f"unknown metric {self.metric!r} of a ranking; known: {known}")
+        if self.labels:
+            raise ValueError(f"a ranking has one output, found {len(self.labels)} classes")
+
+    @property
+    def leaving(self) -> Leaving:
+        return Leaving(segment=0)
+
+    def encode(self, data: Data, tokenizer: Tokenizer) -> Encoded:
+        found = self._expected(data, Examples)
+        queries: dict[str, int] = {}
+        for index, text in enumerate(found.texts):
+            if isinstance(text, str):
+                where = f" ({found.places[index]})" if found.places else ""
+                raise ValueError(
+                    f"a ranking needs pairs of a query and a document, found one text{where}"
+                )
+            queries.setdefault(text[0], len(queries))
+        numbers = np.array([queries[text[0]] for text in found.texts])
+        return replace(super().encode(data, tokenizer), truth=numbers)
+
+    def _targets(self, data: Examples) -> Tensor:
+        values = super()._targets(data)
+        outside = torch.nonzero((values < 0) | (values > 1))
+        if len(outside):
+            index = int(outside[0])
+            where = f" ({data.places[index]})" if data.places else ""
+            raise ValueError(
+                f"a ranking needs labels from 0 to 1, found {data.labels[index]!r}{where}"
+            )
+        return values
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(logits.squeeze(-1).float(), targets)
+
+    def score(self, logits: Sequence[Floats], data: Encoded) -> float:
+        scores, relevance = np.stack(list(logits))[:, 0], data.targets.numpy()
+        return 100 * float(ranking.per_query(self.metric, scores, relevance, data.truth).mean())
 
 
 def _number(data: Examples, index: int) -> float:
