@@ -57,6 +57,13 @@ def one_step(select: Document, score: Document | None = None, **changes: Any) ->
     return example(scores=scores, steps=[step], profiles={}, **changes)
 
 
+def grouping(select: Document, of: str = "hidden", **changes: Any) -> Document:
+    """`one_step` with the score and the action that go with a selection that groups tokens."""
+    pools = select["kind"] == "pool"
+    score = {"kind": "uniform"} if pools else {"kind": "similarity", "of": of}
+    return one_step(select, score, action="pool" if pools else "merge", **changes)
+
+
 def put(document: Document, path: tuple[str | int, ...], value: Any) -> Document:
     result = copy.deepcopy(document)
     place: Any = result
@@ -106,6 +113,31 @@ SELECTS: list[tuple[Document, Document]] = [
     ),
 ]
 """Every selector, and what its second layer compiles to."""
+
+_SHARE = {"ratio": 0.5, "of": "n", "round": "ceil"}
+
+GROUPS: list[tuple[Document, Document]] = [
+    ({"kind": "bipartite", "ratio": [0.9, 0.5]}, {**_SHARE, "theta": None}),
+    (
+        {"kind": "bipartite", "ratio": 0.8, "of": "n0", "round": "floor"},
+        {"ratio": 0.8, "of": "n0", "round": "floor", "theta": None},
+    ),
+    ({"kind": "bipartite", "theta": [1, -0.5]}, {**_SHARE, "ratio": None, "theta": -0.5}),
+    (
+        {"kind": "energy_pairs", "ratio": 0.5, "margin": [0.9, 0.75]},
+        {**_SHARE, "margin": 0.75, "alpha": 1.0},
+    ),
+    (
+        {"kind": "energy_pairs", "ratio": 0.5, "margin": -1, "alpha": [1, 0]},
+        {**_SHARE, "margin": -1.0, "alpha": 0.0},
+    ),
+    ({"kind": "pool", "ratio": 0.5, "round": "round"}, {**_SHARE, "round": "round", "stride": 0}),
+    ({"kind": "pool", "stride": [4, 2]}, {**_SHARE, "ratio": None, "stride": 2}),
+]
+"""The same for selectors that group tokens."""
+
+GROUPING_PRESETS = ("tome", "pitome", "ltmp", "mid-pool", "jasper-pool")
+"""Presets that merge or pool."""
 
 
 def needed(name: str, layers: Any) -> Document:

@@ -13,7 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policy_documents import MODEL, SELECTS, TOPK, Document, example, one_step, put, refused
+from policy_documents import (
+    GROUPS,
+    MODEL,
+    SELECTS,
+    TOPK,
+    Document,
+    example,
+    grouping,
+    one_step,
+    put,
+    refused,
+)
 from safetensors.numpy import save_file
 
 from tokprune_rt.policy import (
@@ -71,6 +82,10 @@ def test_bad_tensors(tensors: Any, fragment: str) -> None:
 def documents() -> list[Document]:
     cases = [example(), example(name="n", profiles={}), with_table()]
     cases += [one_step(select) for select, _ in SELECTS]
+    cases += [grouping(select) for select, _ in GROUPS]
+    cases.append(grouping({"kind": "bipartite", "theta": 0.9}, of="keys"))
+    cases[-1]["steps"][0]["action"]["log_size"] = False
+    cases[-1]["profiles"] = {"more": {"steps": [{"theta": [0.8, 0.7]}]}}
     cases.append(one_step(TOPK, {"kind": "attn_col", "query": {"segment": 1}, "from": "previous"}))
     cases.append(one_step(TOPK, output={"kind": "mean", "over": "size"}, action="package"))
     cases.append(one_step(TOPK, protect={}, dead_first="passive"))
@@ -197,6 +212,13 @@ def test_hash_ignores_spelling_and_provenance() -> None:
     one = one_step({"kind": "topk", "k": 4})
     many = one_step({"kind": "topk", "k": [4, 4]})
     assert parse_policy(one) == parse_policy(many)
+    one = grouping({"kind": "energy_pairs", "ratio": 0.9, "margin": 0.5})
+    many = grouping({"kind": "energy_pairs", "ratio": 0.9, "margin": 0.5, "alpha": [1, 1]})
+    many["steps"][0]["action"]["log_size"] = True
+    many["scores"]["imp"]["of"] = "hidden"
+    assert policy_hash(parse_policy(one)) == policy_hash(parse_policy(many))
+    many["steps"][0]["action"]["log_size"] = False
+    assert policy_hash(parse_policy(one)) != policy_hash(parse_policy(many))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policy_documents import SELECTS, Document, example, one_step, plan, put, refused
+from policy_documents import (
+    GROUPS,
+    SELECTS,
+    Document,
+    example,
+    grouping,
+    one_step,
+    plan,
+    put,
+    refused,
+)
 
 from tokprune_rt.policy import compile_plan, parse_policy
 
@@ -97,6 +107,9 @@ BAD_VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("scores", "imp"), {"kind": "col_entropy", "sign": -1.0}, "$.scores.imp.sign"),
     (("scores", "imp"), {"kind": "col_entropy", "norm": "none"}, "$.scores.imp.norm"),
     (("scores", "imp"), {"kind": "row_entropy", "heads": "min"}, "$.scores.imp.heads"),
+    (("scores", "imp"), {"kind": "similarity", "of": "values"}, "$.scores.imp.of"),
+    (("scores", "imp"), {"kind": "similarity", "heads": "mean"}, "$.scores.imp.heads"),
+    (("scores", "imp"), {"kind": "uniform", "of": "hidden"}, "$.scores.imp.of"),
     (("steps",), {}, "$.steps"),
     (("steps", 0), None, "$.steps[0]"),
     (("steps", 0, "layers"), 2, "$.steps[0].layers"),
@@ -122,6 +135,8 @@ BAD_VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("steps", 0, "select", "max_tokens"), [9, 1, 9], "max_tokens 1 at layer 3"),
     (("steps", 0, "action"), "drop", "$.steps[0].action"),
     (("steps", 0, "action", "kind"), "remove", "$.steps[0].action.kind"),
+    (("steps", 0, "action", "log_size"), True, "$.steps[0].action.log_size"),
+    (("steps", 0, "action"), {"kind": "merge", "log_size": 1}, "$.steps[0].action.log_size"),
     (("profiles",), [], "$.profiles"),
     (("profiles", "off"), {}, "$.profiles.off"),
     (("profiles", "fast", "theta_scale"), -1, "$.profiles.fast.theta_scale"),
@@ -156,29 +171,19 @@ def test_another_version_is_told_before_its_new_fields() -> None:
     refused(example(version=2, novelty=1), "$.version: found 2")
 
 
-@pytest.mark.parametrize("kind", ["similarity", "uniform"])
-def test_reserved_scores(kind: str) -> None:
-    document = put(example(), ("scores", "imp", "kind"), kind)
-    refused(document, f'"{kind}", which is part of the format but not supported by this version')
-
-
-@pytest.mark.parametrize("kind", ["bipartite", "energy_pairs", "pool"])
-def test_reserved_selectors(kind: str) -> None:
-    document = put(example(), ("steps", 0, "select", "kind"), kind)
-    refused(document, "$.steps[0].select.kind", "part of the format but not supported")
-
-
-@pytest.mark.parametrize("kind", ["merge", "pool"])
-def test_reserved_actions(kind: str) -> None:
-    document = put(example(), ("steps", 0, "action", "kind"), kind)
-    refused(document, "$.steps[0].action.kind", "part of the format but not supported")
-
-
 @pytest.mark.parametrize(("select", "expected"), SELECTS)
 def test_selectors_compile(select: Document, expected: Document) -> None:
     second = plan(one_step(select))["steps"][1]
     common = {"kind": select["kind"], "min_tokens": 2, "max_tokens": 0}
     assert second["layer"] == 3
+    assert second["select"] == {**common, **expected}
+
+
+@pytest.mark.parametrize(("select", "expected"), GROUPS)
+def test_selectors_that_group_compile(select: Document, expected: Document) -> None:
+    second = plan(grouping(select))["steps"][1]
+    common = {"kind": select["kind"], "min_tokens": 2, "max_tokens": 0}
+    assert second["action"] == ("pool" if select["kind"] == "pool" else "merge")
     assert second["select"] == {**common, **expected}
 
 
@@ -202,12 +207,38 @@ BAD_SELECTS: list[tuple[Document, str]] = [
     ({"kind": "rank_bins", "bits": [[1, 0], [1, False]]}, "select.bits[1][1]"),
     ({"kind": "rank_bins", "bits": [1, 0]}, "select.bits[0]"),
     ({"kind": "rank_bins", "bits": [[1], [1]], "bin_rule": "float64"}, "select.bin_rule"),
+    ({"kind": "bipartite"}, "select"),
+    ({"kind": "bipartite", "ratio": 0.9, "theta": 0.5}, "select"),
+    ({"kind": "bipartite", "ratio": 1.1}, "select.ratio"),
+    ({"kind": "bipartite", "theta": [0.5, 1.5]}, "select.theta[1]"),
+    ({"kind": "bipartite", "theta": 0.5, "of": "n"}, "select.of"),
+    ({"kind": "bipartite", "theta": 0.5, "stride": 2}, "select.stride"),
+    ({"kind": "energy_pairs", "ratio": 0.9, "margin": [0.5]}, "select.margin"),
+    ({"kind": "energy_pairs", "ratio": 0.9, "margin": 90}, "select.margin"),
+    ({"kind": "energy_pairs", "ratio": 0.9, "margin": 0, "alpha": -1}, "select.alpha"),
+    ({"kind": "energy_pairs", "theta": 0.9, "margin": 0}, "select.theta"),
+    ({"kind": "pool", "max_tokens": 3}, "select"),
+    ({"kind": "pool", "stride": 2, "ratio": 0.5}, "select"),
+    ({"kind": "pool", "stride": 1}, "select.stride"),
+    ({"kind": "pool", "stride": 2.0}, "select.stride"),
+    ({"kind": "pool", "stride": [2, None]}, "select.stride[1]"),
+    ({"kind": "pool", "stride": 2, "round": "floor"}, "select.round"),
 ]
 
 
 @pytest.mark.parametrize(("select", "path"), BAD_SELECTS)
 def test_bad_selectors(select: Document, path: str) -> None:
     refused(one_step(select), f"$.steps[0].{path}: found")
+
+
+def test_fields_of_selectors_that_are_missing() -> None:
+    refused(grouping({"kind": "energy_pairs", "ratio": 0.9}), 'no field "margin"')
+    refused(grouping({"kind": "energy_pairs", "margin": 0.9}), 'no field "ratio"')
+    for select, names in (
+        ({"kind": "bipartite", "ratio": 1, "theta": 1}, '"ratio" and "theta"'),
+        ({"kind": "pool"}, "none of them"),
+    ):
+        refused(grouping(select), f"$.steps[0].select: found {names}; allowed: exactly one of")
 
 
 def test_numpy_numbers_are_numbers() -> None:

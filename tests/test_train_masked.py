@@ -137,6 +137,9 @@ def test_what_training_cannot_do_is_refused() -> None:
         PolicyChooser(bound(package))
     with pytest.raises(ValueError, match="score 'random' is not available in training"):
         PolicyChooser(bound(OPTIONS["random"]))
+    for name, kind in (("tome", "similarity"), ("mid-pool", "uniform")):
+        with pytest.raises(ValueError, match=f"score '{kind}' is not available in training"):
+            PolicyChooser(bound(preset(name, layers=LAYERS)))
     gpt = transformers.GPT2Model(
         transformers.GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9)
     )

@@ -41,7 +41,8 @@ PresetOption = Annotated[
         "--preset",
         metavar="NAME",
         help="A published method instead of a policy file: ltp, top, topk, power-bert, spatten, "
-        "lat, quantile, top-p, entropy, static-idf, transkimmer, adapler, tr-bert, ad-tp.",
+        "lat, quantile, top-p, entropy, static-idf, transkimmer, adapler, tr-bert, ad-tp, tome, "
+        "pitome, ltmp, mid-pool, jasper-pool.",
         rich_help_panel=_PRUNING,
         show_default=False,
     ),

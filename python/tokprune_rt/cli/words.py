@@ -18,6 +18,8 @@ _ACTIONS = {
     "drop": "",
     "restore": "; the output has the last state of what left",
     "package": "; what leaves is merged into one row",
+    "merge": "; what leaves is merged into the row it resembles most",
+    "pool": "",
 }
 _OUTPUTS = {
     "cls": "the first token's row",
@@ -47,6 +49,8 @@ def policy_words(policy: Policy, profile: str | None = None) -> list[str]:
         what = _select_words(select, scale) + _ACTIONS[step.action]
         site = _SITES[step.site]
         lines.append(f"{site}: {what}" if step.site == "embed" else f"{where}, {site}: {what}")
+    if any(step.groups and step.log_size for step in policy.steps):
+        lines.append("a row attracts attention for all tokens it stands for")
     used = {step.score for step in policy.steps}
     lines += [
         f"score {_score_words(score)}" for name, score in policy.scores.items() if name in used
@@ -97,8 +101,9 @@ def _select_words(select: Select, scale: float) -> str:
     if kind == "topk":
         words = f"{_series(values['k'], str)} tokens stay"
     elif kind == "ratio":
-        base = "input's tokens" if options.get("of") == "n0" else "tokens still there"
-        words = f"{_series(values['ratio'], _percent)} of the {base} stay"
+        words = f"{_share_words(select)} stay"
+    elif kind in ("bipartite", "energy_pairs", "pool"):
+        words = _group_words(select)
     elif kind == "threshold":
         words = f"tokens with a score of at least {_series(values['theta'], scaled)} stay"
     elif kind == "gate":
@@ -133,10 +138,36 @@ def _select_words(select: Select, scale: float) -> str:
     return words
 
 
+def _share_words(select: Select) -> str:
+    base = "input's tokens" if select.options.get("of") == "n0" else "tokens still there"
+    return f"{_series(select.values['ratio'], _percent)} of the {base}"
+
+
+def _group_words(select: Select) -> str:
+    values = select.values
+    if select.kind == "pool" and "stride" in values:
+        return f"every {_series(values['stride'], str)} neighbours become one row"
+    if "theta" in values:
+        least = _series(values["theta"], _number)
+        return f"of every other token, those more similar than {least} to one of the rest leave"
+    if select.kind == "pool":
+        which = "neighbours become one row"
+    elif select.kind == "bipartite":
+        which = "of every other token, those most similar to one of the rest leave"
+    else:
+        similar = _series(values["margin"], _number)
+        which = f"tokens that resemble most others (similar: from {similar} on) leave"
+    return f"{which}, until {_share_words(select)} are left"
+
+
 def _score_words(score: Score) -> str:
     from tokprune_rt.policy.choices import ENTROPIES
 
     name = f'"{score.id}": '
+    if score.kind == "similarity":
+        return f"{name}cosine of two tokens' {'keys' if score.of == 'keys' else 'states'}"
+    if score.kind == "uniform":
+        return f"{name}none, all tokens alike"
     if score.kind == "table":
         return f"{name}a table by {'position' if score.index == 'position' else 'token id'}"
     if score.kind == "gate":

@@ -126,15 +126,10 @@ def text(value: object, path: str) -> str:
     return value
 
 
-def choice(*options: str, reserved: Collection[str] = ()) -> Check:
-    """One of a few strings; `reserved` ones belong to the format but cannot be executed yet."""
+def choice(*options: str) -> Check:
+    """One of a few strings."""
 
     def check(value: object, path: str) -> str:
-        if isinstance(value, str) and value in reserved:
-            raise PolicyError(
-                f'{path}: found "{value}", which is part of the format but not supported by this '
-                f"version; allowed: {names(options)}"
-            )
         if not isinstance(value, str) or value not in options:
             fail(path, show(value), names(options))
         return value

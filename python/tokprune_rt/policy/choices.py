@@ -33,6 +33,8 @@ class Score:
         gate: the logit of a perceptron on X_j, in float32 (Transkimmer, AdapLeR, TR-BERT); with two
             outputs the second (keep) minus the first. See `tensor` for its weights. Only at sites
             embed, pre and post, and all steps that read one gate score are at one site.
+        similarity: not one number per token but the cosine of two tokens, for action merge.
+        uniform: no score, for action pool.
 
     Attributes:
         id: name by which steps refer to the score.
@@ -58,6 +60,9 @@ class Score:
         sign: of an entropy: 1, or -1 to keep the tokens whose entropy is low.
         activation: of a gate's hidden layer: a name the engine has, or Hugging Face's for it.
         softmax: replaces a gate's logits (o = 1) by their softmax over the alive tokens.
+        of: what `similarity` compares: "hidden", the states X_j (at `mid` those after attention,
+            residual and LayerNorm), or "keys", the heads' mean of the layer's key vectors; keys
+            only at `mid`, by the first step there.
     """
 
     id: str
@@ -77,6 +82,7 @@ class Score:
     sign: int = 1
     activation: str = "gelu"
     softmax: bool = False
+    of: str = "hidden"
 
     @property
     def reads_attention(self) -> bool:
@@ -129,7 +135,24 @@ class Select:
             one row per layer. `bin_rule` "int" (default): bin = rank * B // |U|; "float32":
             trunc(float32(float32(rank / float32(|U| + 1e-6)) * B)).
 
-    Every kind also takes min_tokens and max_tokens, see `Limits`; the stricter bound holds.
+    For action merge, with a score of kind similarity; ratio, of and round as in `ratio`:
+        bipartite {ratio, of, round} or {theta}: of U, the tokens at an even place among the alive
+            tokens, counted from 0, may leave; the partner of each is the most similar of those at
+            an odd place. Either the most similar to their partner leave until the count is
+            reached, or all with a similarity > theta (fp32). Without partners none leaves (ToMe).
+        energy_pairs {ratio, of, round, margin, alpha}: the energy of a token is the mean over U of
+            f(similarity), f(x) = x from margin on and alpha * (exp(x - margin) - 1) below; `alpha`
+            is 1 by default. For r tokens to leave, at most |U| // 2, the 2r of highest energy are
+            taken in descending order: the first, third, ... leave, and the partner of each is the
+            most similar of the others (PiToMe).
+
+    For action pool, with a score of kind uniform:
+        pool {ratio, of, round} or {stride}: U in order is cut into groups of neighbours: into as
+            many as reach the count (at least one), equal in size give or take one, or into groups
+            of `stride` >= 2, the last perhaps smaller.
+
+    Every kind also takes min_tokens and max_tokens, see `Limits`; the stricter bound holds. Only
+    max_tokens overrules a stride, and in `bipartite` it holds as far as tokens may leave at all.
 
     Attributes:
         kind: see above.

@@ -17,6 +17,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "threshold_rel": {"of": "max"},
     "rank_bins": {"bin_rule": "int"},
     "predicted_ratio": {"activation": "gelu"},
+    "bipartite": {"ratio": None, "of": "n", "round": "ceil", "theta": None},
+    "energy_pairs": {"of": "n", "round": "ceil", "alpha": 1.0},
+    "pool": {"ratio": None, "of": "n", "round": "ceil", "stride": 0},
 }
 _OUTPUTS = {"tokens_restored": "tokens", "span": "tokens"}
 
@@ -62,7 +65,7 @@ def compile_plan(policy: Policy, profile: str | None = None) -> dict[str, Any] |
         },
         "skip_below": limits.skip_below,
         "dead_first": policy.dead_first,
-        "log_size": False,
+        "log_size": any(step.groups and step.log_size for step in policy.steps),
         "output": {
             "kind": "none" if output is None else _OUTPUTS.get(output.kind, output.kind),
             "over": "kept" if output is None else output.over,
@@ -84,6 +87,10 @@ def _score(policy: Policy, score: Score) -> dict[str, Any]:
             "softmax": score.softmax,
             "layers": {i: perceptron(policy, str(score.tensor), i) for i in sorted(layers)},
         }
+    if score.kind == "similarity":
+        return {"kind": score.kind, "of": score.of}
+    if score.kind == "uniform":
+        return {"kind": score.kind}
     return {
         "kind": score.kind,
         "heads": score.heads,
@@ -105,12 +112,13 @@ def _select(
     policy: Policy, step: Step, select: Select, limits: Limits, scale: float, index: int
 ) -> dict[str, Any]:
     least, most = effective_bounds(select, limits, index, policy.dead_first)
-    result: dict[str, Any] = {"kind": step.select.kind, "min_tokens": least, "max_tokens": most}
+    result: dict[str, Any] = {"kind": select.kind, "min_tokens": least, "max_tokens": most}
+    result |= _DEFAULTS.get(select.kind, {})
     for name, values in select.values.items():
         if name not in ("min_tokens", "max_tokens"):
             value = values[index]
             result[name] = list(value) if name in ("bits", "ratios") else value
-    result.update({**_DEFAULTS.get(select.kind, {}), **select.options})
+    result.update(select.options)
     if select.kind in SCALED:
         result[SCALED[select.kind]] *= scale
     if select.kind == "gate":

@@ -1,16 +1,15 @@
-"""The declared fields of the policy format, and `parse_policy`, which checks a document."""
+"""`parse_policy`, which checks a policy document against the fields of the format."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from .checks import (
     Field,
-    boolean,
     child,
     choice,
     fail,
@@ -22,11 +21,11 @@ from .checks import (
     names,
     number,
     record,
-    share,
     show,
     text,
 )
 from .choices import Score, Select
+from .fields import ACTIONS, ALTERNATIVES, BOUNDS, LIMITS, PROTECT, SCORES, SELECTORS
 from .rules import check_policy
 from .schema import (
     FORMAT,
@@ -41,125 +40,12 @@ from .schema import (
 )
 from .storage import FloatArray
 
-RESERVED_SCORES = ("similarity", "uniform")
-RESERVED_SELECTORS = ("bipartite", "energy_pairs", "pool")
-RESERVED_ACTIONS = ("merge", "pool")
 
-
-def _query(value: object, path: str) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        fields = record(value, path, {"segment": Field(integer(0))})
-        return {"query": "segment", "segment": fields["segment"]}
-    if value not in ("alive", "first"):
-        fail(path, show(value), '"alive", "first" or {"segment": k}')
-    return {"query": value, "segment": None}
-
-
-def _activation(value: object, path: str) -> str:
-    """The engine's name of an activation function, given that or Hugging Face's."""
-    from tokprune_rt.loader.config import activation_names
-
-    known = activation_names()
-    own = {name: name for name in known.values()}
-    return {**known, **own}[choice(*sorted({*known, *own}))(value, path)]
-
-
-def _sign(value: object, path: str) -> int:
-    sign: int = integer(-1, 1)(value, path)
-    if sign == 0:
-        fail(path, "0", "1 or -1")
-    return sign
-
-
-_HEADS = Field(choice("mean", "sum", "max"), "mean")
-_DIAGONAL = Field(boolean, True)
-_QUERY = Field(_query, {"query": "alive", "segment": None})
-_FROM = Field(choice("this", "previous"), "this")
-_ENTROPY = {"heads": _HEADS, "from": _FROM, "sign": Field(_sign, 1)}
-
-SCORES: dict[str, dict[str, Field]] = {
-    "attn_col": {
-        "heads": _HEADS,
-        "diagonal": _DIAGONAL,
-        "query": _QUERY,
-        "norm": Field(choice("none", "alive", "const", "n0", "unprotected"), "none"),
-        "n": Field(number(0, open_low=True), None),
-        "from": _FROM,
-    },
-    "attn_cls": {"value_norm": Field(boolean, False), "from": _FROM},
-    "attn_cum": {
-        "decay": Field(number(0), 1.0),
-        "heads": _HEADS,
-        "diagonal": _DIAGONAL,
-        "query": _QUERY,
-    },
-    "row_entropy": _ENTROPY,
-    "col_entropy": _ENTROPY,
-    "table": {"tensor": Field(text), "index": Field(choice("token", "position"), "token")},
-    "random": {"seed": Field(integer(0, 2**64 - 1), 0)},
-    "gate": {
-        "tensor": Field(text),
-        "activation": Field(_activation, "gelu"),
-        "softmax": Field(boolean, False),
-    },
-}
-"""Fields of each executable score kind, beside "kind"."""
-
-_OF_N = Field(choice("n", "n0"), "n")
-_OF_REFERENCE = Field(choice("max", "mean"), "max")
-
-SELECTORS: dict[str, dict[str, Field]] = {
-    "topk": {"k": Field(integer(0), aligned=True)},
-    "ratio": {
-        "ratio": Field(number(0, 1), aligned=True),
-        "of": _OF_N,
-        "round": Field(choice("ceil", "floor", "round"), "ceil"),
-    },
-    "threshold": {
-        "theta": Field(number(), aligned=True),
-        "floor": Field(number(), 0.0, aligned=True),
-    },
-    "threshold_n": {"eta": Field(number(), aligned=True)},
-    "threshold_rel": {"t": Field(number(), aligned=True), "of": _OF_REFERENCE},
-    "gate": {"t": Field(share, aligned=True)},
-    "predicted_ratio": {
-        "ratios": Field(list_of(number(0, 1))),
-        "tensor": Field(text),
-        "activation": Field(_activation, "gelu"),
-    },
-    "quantile": {"q": Field(number(0, 1), aligned=True)},
-    "top_p": {"p": Field(number(0, 1), aligned=True)},
-    "rank_bins": {
-        "bits": Field(list_of(integer(0, 1))),
-        "bin_rule": Field(choice("int", "float32"), "int"),
-    },
-}
-"""Fields of each executable selector, beside "kind" and the bounds every selector takes."""
-
-_BOUNDS = {
-    "min_tokens": Field(integer(0), 0, aligned=True),
-    "max_tokens": Field(integer(1), None, aligned=True),
-}
-
-_PROTECT = {
-    "first": Field(boolean, False),
-    "last": Field(boolean, False),
-    "token_ids": Field(list_of(integer(0)), ()),
-    "segment": Field(integer(0), None),
-}
-
-_LIMITS = {
-    "min_tokens": Field(integer(0), None),
-    "max_tokens": Field(integer(1), None),
-    "skip_below": Field(integer(0), 0),
-}
-
-
-def _kind(value: object, path: str, table: Mapping[str, Any], reserved: tuple[str, ...]) -> str:
+def _kind(value: object, path: str, table: Mapping[str, Any]) -> str:
     found = mapping(value, path)
     if "kind" not in found:
         fail(path, 'no field "kind"', names(table))
-    kind: str = choice(*table, reserved=reserved)(found["kind"], f"{path}.kind")
+    kind: str = choice(*table)(found["kind"], f"{path}.kind")
     return kind
 
 
@@ -168,7 +54,7 @@ def _without_kind(value: object, path: str) -> dict[str, object]:
 
 
 def _parse_score(name: str, value: object, path: str) -> Score:
-    kind = _kind(value, path, SCORES, RESERVED_SCORES)
+    kind = _kind(value, path, SCORES)
     fields = record(_without_kind(value, path), path, SCORES[kind])
     if "query" in fields:
         fields.update(fields.pop("query"))
@@ -224,16 +110,29 @@ def _shared(field: Field, layers: tuple[int, ...]) -> Field:
     return Field(check)
 
 
-def _select_fields(kind: str, layers: tuple[int, ...]) -> dict[str, Field]:
-    fields: dict[str, Field] = {}
-    for name, field in (SELECTORS[kind] | _BOUNDS).items():
+def _declared(kind: str, present: Collection[str], path: str) -> dict[str, Field]:
+    """Fields of a selector that has the fields `present`: the others of `ALTERNATIVES` are out."""
+    fields = SELECTORS[kind] | BOUNDS
+    options = ALTERNATIVES.get(kind, {})
+    chosen = [name for name in options if name in present]
+    if options and len(chosen) != 1:
+        found = " and ".join(f'"{name}"' for name in chosen) or "none of them"
+        fail(path, found, f"exactly one of the fields {names(options)}")
+    out = {field for name, own in options.items() if name not in chosen for field in (name, *own)}
+    return {name: field for name, field in fields.items() if name not in out}
+
+
+def _aligned(fields: Mapping[str, Field], layers: tuple[int, ...]) -> dict[str, Field]:
+    """The fields of a selector as they are parsed for a step at `layers`."""
+    result: dict[str, Field] = {}
+    for name, field in fields.items():
         if name == "bits":
-            fields[name] = _bits(field, layers)
+            result[name] = _bits(field, layers)
         elif name == "ratios":
-            fields[name] = _shared(field, layers)
+            result[name] = _shared(field, layers)
         else:
-            fields[name] = _per_layer(field, layers) if field.aligned else field
-    return fields
+            result[name] = _per_layer(field, layers) if field.aligned else field
+    return result
 
 
 def _split(kind: str, fields: Mapping[str, Any]) -> Select:
@@ -243,12 +142,13 @@ def _split(kind: str, fields: Mapping[str, Any]) -> Select:
 
 
 def _parse_select(value: object, path: str, layers: tuple[int, ...]) -> Select:
-    kind = _kind(value, path, SELECTORS, RESERVED_SELECTORS)
-    fields = _select_fields(kind, layers)
-    parsed = record(_without_kind(value, path), path, fields)
+    kind = _kind(value, path, SELECTORS)
+    body = _without_kind(value, path)
+    fields = _declared(kind, body, path)
+    parsed = record(body, path, _aligned(fields, layers))
     # A default that is spelled out means the same as one left out: keep one canonical form.
     kept: dict[str, Any] = {}
-    for key, field in (SELECTORS[kind] | _BOUNDS).items():
+    for key, field in fields.items():
         spelled = (field.default,) * len(layers) if field.aligned else field.default
         if parsed[key] not in (field.default, spelled):
             kept[key] = parsed[key]
@@ -272,11 +172,10 @@ def _parse_step(value: object, path: str, policy_layers: int) -> Step:
         fail(f"{path}.layers", show(list(layers)), "a strictly increasing list, not empty")
     if fields["site"] == "embed" and layers != (0,):
         fail(f"{path}.layers", show(list(layers)), '[0] at site "embed"')
-    kinds = dict.fromkeys(("drop", "restore", "package"))
-    action = _kind(fields["action"], f"{path}.action", kinds, RESERVED_ACTIONS)
-    given(_without_kind(fields["action"], path), f"{path}.action", {})
+    action = _kind(fields["action"], f"{path}.action", ACTIONS)
+    options = record(_without_kind(fields["action"], path), f"{path}.action", ACTIONS[action])
     select = _parse_select(fields["select"], f"{path}.select", layers)
-    return Step(layers, fields["site"], fields["score"], select, action)
+    return Step(layers, fields["site"], fields["score"], select, action, **options)
 
 
 def _parse_profile(value: object, path: str, steps: tuple[Step, ...]) -> Profile:
@@ -286,7 +185,7 @@ def _parse_profile(value: object, path: str, steps: tuple[Step, ...]) -> Profile
         {
             "theta_scale": Field(number(0), 1.0),
             "steps": Field(list_of(lambda item, _: item), ()),
-            "limits": Field(lambda item, at: given(item, at, _LIMITS), {}),
+            "limits": Field(lambda item, at: given(item, at, LIMITS), {}),
         },
     )
     overrides: list[Select | None] = []
@@ -297,9 +196,10 @@ def _parse_profile(value: object, path: str, steps: tuple[Step, ...]) -> Profile
         if item is None:
             overrides.append(None)
             continue
-        kind, layers = steps[i].select.kind, steps[i].layers
-        parsed = given(item, f"{path}.steps[{i}]", _select_fields(kind, layers))
-        overrides.append(_split(kind, parsed) if parsed else None)
+        own, at = steps[i].select, f"{path}.steps[{i}]"
+        fields_of_step = _aligned(_declared(own.kind, own.values, at), steps[i].layers)
+        parsed = given(item, at, fields_of_step)
+        overrides.append(_split(own.kind, parsed) if parsed else None)
     if not any(overrides):
         overrides = []
     return Profile(fields["theta_scale"], tuple(overrides), fields["limits"])
@@ -324,8 +224,8 @@ _TOP = {
     "version": Field(integer(VERSION, VERSION)),
     "layers": Field(integer(1)),
     "name": Field(text, None),
-    "protect": Field(lambda v, p: Protect(**record(v, p, _PROTECT)), Protect()),
-    "limits": Field(lambda v, p: Limits(**record(v, p, _LIMITS)), Limits()),
+    "protect": Field(lambda v, p: Protect(**record(v, p, PROTECT)), Protect()),
+    "limits": Field(lambda v, p: Limits(**record(v, p, LIMITS)), Limits()),
     "dead_first": Field(_passive, False),
     "scores": Field(mapping, {}),
     "steps": Field(list_of(lambda item, _: item), ()),

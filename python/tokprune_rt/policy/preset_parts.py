@@ -19,7 +19,7 @@ _LIMITS = ("min_tokens", "max_tokens", "skip_below")
 _OPTIONS = {
     *(f"protect_{key}" for key in _PROTECT),
     *_LIMITS,
-    *("action", "output", "profiles", "name", "provenance"),
+    *("output", "profiles", "name", "provenance"),
 }
 
 
@@ -33,21 +33,39 @@ def build(
     special: bool = True,
     **extra: Any,
 ) -> Document:
-    """Assembles and validates a document whose steps (layers, site, select) share one score.
+    """Document of a method whose steps (layers, site, select) share a score and an action.
+
+    The action is one of the options; see `assemble` for the rest.
+    """
+    _check_names(method, options, {*_OPTIONS, "action"})
+    rest = {key: value for key, value in options.items() if key != "action"}
+    action = {"kind": options.get("action", "drop")}
+    complete = [{**step, "score": "importance", "action": action} for step in steps]
+    scores = {"importance": score}
+    return assemble(method, layers, scores, complete, rest, special=special, **extra)
+
+
+def assemble(
+    method: str,
+    layers: int,
+    scores: Mapping[str, Mapping[str, Any]],
+    steps: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    *,
+    special: bool = True,
+    **extra: Any,
+) -> Document:
+    """Assembles and validates a document from scores, steps and the common options.
 
     `special` protects first and last token by default, otherwise only the first; `extra` are
     further top-level fields.
     """
-    unknown = sorted(options.keys() - _OPTIONS)
-    if unknown:
-        allowed = ", ".join(sorted(_OPTIONS))
-        raise TypeError(f"preset {method!r}: unknown parameter {unknown[0]!r}; common: {allowed}")
+    _check_names(method, options, _OPTIONS)
     defaults: dict[str, Any] = {} if "dead_first" in extra else {"first": True, "last": special}
     protect = {key: options.get(f"protect_{key}", defaults.get(key)) for key in _PROTECT}
     if protect["token_ids"] is not None:
         protect["token_ids"] = listed(protect["token_ids"])
     limits = {key: options.get(key) for key in _LIMITS}
-    action = {"kind": options.get("action", "drop")}
     document: Document = {
         "format": FORMAT,
         "version": VERSION,
@@ -55,8 +73,8 @@ def build(
         "name": options.get("name"),
         "protect": {key: value for key, value in protect.items() if value is not None},
         "limits": {key: value for key, value in limits.items() if value is not None},
-        "scores": {"importance": dict(score)},
-        "steps": [{**step, "score": "importance", "action": action} for step in steps],
+        "scores": scores,
+        "steps": steps,
         "profiles": options.get("profiles"),
         "output": options.get("output"),
         "provenance": {"method": method, **(options.get("provenance") or {})},
@@ -66,17 +84,26 @@ def build(
     return policy.to_dict() | ({"tensors": dict(policy.tensors)} if policy.tensors else {})
 
 
-def locate(layers: int, locations: Sequence[int] | None, values: object) -> list[int]:
+def _check_names(method: str, options: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        allowed = ", ".join(sorted(known))
+        raise TypeError(f"preset {method!r}: unknown parameter {unknown[0]!r}; common: {allowed}")
+
+
+def locate(
+    layers: int, locations: Sequence[int] | None, values: object, *, start: int = 2
+) -> list[int]:
     """Layers that prune.
 
-    By default the last K for a list of K values, else all from layer 2 on: attention of the first
-    layers ranks tokens badly.
+    By default the last K for a list of K values, else all from layer `start` on: attention of the
+    first layers ranks tokens badly.
     """
     integer(1)(layers, "layers")
     if locations is not None:
         return list(locations)
     if not isinstance(values, list):
-        return list(range(min(2, layers - 1), layers))
+        return list(range(min(start, layers - 1), layers))
     if len(values) > layers:
         raise ValueError(f"found {len(values)} values; allowed: {layers}, the number of layers")
     return list(range(layers - len(values), layers))

@@ -11,7 +11,8 @@ Every preset also takes:
         in most encoders and would distort the choice. For pairs, add the separator's id.
     min_tokens, max_tokens, skip_below: see `Limits`.
     action: "drop" (default), "restore" (models with an output per token; the default of
-        `transkimmer`) or "package". Not for `top`, whose `task` decides it.
+        `transkimmer`) or "package". Not for `top`, whose `task` decides it, nor for those that
+        merge or pool: `tome`, `pitome`, `ltmp`, `mid-pool` and `jasper-pool`.
     output: {"kind": ..., "over": ...}; left to the model by default.
     profiles: {name: overrides}; see `Profile`.
     name, provenance: stored as they are.
@@ -27,6 +28,7 @@ from .preset_parts import Document
 from .presets_free import entropy, idf_table, quantile, spatten, static_idf, top_p, topk
 from .presets_gates import ad_tp, adapler, tr_bert, transkimmer
 from .presets_learned import lat, ltp, power_bert, top
+from .presets_merge import jasper_pool, ltmp, mid_pool, pitome, tome
 
 __all__ = [
     "PRESETS",
@@ -34,14 +36,19 @@ __all__ = [
     "adapler",
     "entropy",
     "idf_table",
+    "jasper_pool",
     "lat",
+    "ltmp",
     "ltp",
+    "mid_pool",
     "parameters",
+    "pitome",
     "power_bert",
     "preset",
     "quantile",
     "spatten",
     "static_idf",
+    "tome",
     "top",
     "top_p",
     "topk",
@@ -64,6 +71,11 @@ PRESETS: dict[str, Callable[..., Document]] = {
     "adapler": adapler,
     "tr-bert": tr_bert,
     "ad-tp": ad_tp,
+    "tome": tome,
+    "pitome": pitome,
+    "ltmp": ltmp,
+    "mid-pool": mid_pool,
+    "jasper-pool": jasper_pool,
 }
 """Name -> builder of a policy document."""
 

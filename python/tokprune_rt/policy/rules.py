@@ -15,6 +15,12 @@ from .tensors import check_tensors, check_widths
 SCALED = {"threshold": "theta", "threshold_n": "eta", "threshold_rel": "t"}
 """Selectors whose numbers a profile's `theta_scale` multiplies, with the field's name."""
 
+_GROUPED = {
+    "merge": ("similarity", ("bipartite", "energy_pairs")),
+    "pool": ("uniform", ("pool",)),
+}
+"""Actions that group tokens, each with the kind of score and the selectors that only it has."""
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -89,6 +95,7 @@ def check_policy(policy: Policy) -> None:
             fail(f"{path}.score", f'"{step.score}"', allowed)
         _check_score_use(policy.scores[step.score], step, path, policy.protect)
         _check_gate_use(policy, step, path)
+        _check_grouping(policy, i)
         if step.select.kind == "predicted_ratio":
             _check_prediction(step, path, policy.protect)
     _check_actions(policy)
@@ -147,15 +154,46 @@ def _check_score_use(score: Score, step: Step, path: str, protect: Protect) -> N
         fail("$.protect.first", found, "true")
 
 
+def _check_grouping(policy: Policy, index: int) -> None:
+    step, path = policy.steps[index], f"$.steps[{index}]"
+    score, select = policy.scores[step.score], step.select
+    for action, (kind, selectors) in _GROUPED.items():
+        has = (step.action == action, score.kind == kind, select.kind in selectors)
+        if any(has) and not all(has):
+            found = f'"{step.action}" with select kind "{select.kind}" on {score.kind} "{score.id}"'
+            allowed = f'"{action}" exactly with select kind {names(selectors)} on a score of {kind}'
+            fail(f"{path}.action.kind", found, allowed)
+    if score.kind != "similarity" or score.of != "keys":
+        return
+    if step.site != "mid":
+        found = f'"{step.site}" for similarity "{score.id}" of keys'
+        fail(f"{path}.site", found, '"mid"; elsewhere "hidden" is compared')
+    for i, other in enumerate(policy.steps[:index]):
+        shared = sorted({*step.layers} & {*other.layers})
+        if other.site == "mid" and shared:
+            found = f'similarity "{score.id}" of keys after $.steps[{i}] at layer {shared[0]}'
+            fail(
+                f"{path}.score", found, 'keys in the first step at "mid" of a layer, else "hidden"'
+            )
+
+
 def _check_actions(policy: Policy) -> None:
+    actions = {step.action for step in policy.steps}
+    groups = [i for i, step in enumerate(policy.steps) if step.groups]
     for i, step in enumerate(policy.steps):
-        if step.action != "package":
+        if step.action != "package" and not step.groups:
             continue
+        path, allowed = f"$.steps[{i}].action", '"drop" or "restore"'
         if policy.dead_first:
-            fail(f"$.steps[{i}].action.kind", '"package" with dead_first', '"drop" or "restore"')
-        if any(other.action == "restore" for other in policy.steps):
-            found = '"package" beside a step with "restore"'
-            fail(f"$.steps[{i}].action.kind", found, '"drop" or "restore"')
+            fail(f"{path}.kind", f'"{step.action}" with dead_first', allowed)
+        if "restore" in actions:
+            fail(f"{path}.kind", f'"{step.action}" beside a step with "restore"', allowed)
+        if step.groups and "package" in actions:
+            found = f'"{step.action}" beside a step with "package"'
+            fail(f"{path}.kind", found, '"drop" or "package"')
+        if step.groups and step.log_size != policy.steps[groups[0]].log_size:
+            found = str(step.log_size).lower()
+            fail(f"{path}.log_size", found, f"the same as in $.steps[{groups[0]}]")
 
 
 def _check_limits(policy: Policy) -> None:
@@ -230,7 +268,8 @@ def _bind_output(policy: Policy, model: ModelInfo) -> Policy:
     if model.output is None:
         return policy
     if policy.output is None or not policy.output.explicit:
-        derived = Output(model.output, explicit=False)
+        sized = model.output == "mean" and any(step.groups for step in policy.steps)
+        derived = Output(model.output, "size" if sized else "kept", explicit=False)
         _check_output(policy, derived)
         return dataclasses.replace(policy, output=derived)
     # Both mean one row for every input token; they differ only in how the task reads the logits.

@@ -83,6 +83,25 @@ class Step:
         package: the tokens leave and become one row at the end: their mean weighted by score
             (uniform when the scores sum to 0 or less), taken after residual and LayerNorm for
             `mid`. Its position is the lowest one, its size the number of tokens in it.
+        merge: every token that leaves becomes one row with its partner (`Select`).
+        pool: every group of neighbours (`Select`) becomes one row.
+
+    A row of `merge` or `pool` stands at the place of its lowest position and has that token's id
+    and segment. It is the mean of its rows, each weighted by its size, the number of tokens it
+    stands for; of accumulated attention likewise. Its size is the sum. At `mid` the states are
+    those after attention, residual and LayerNorm, and all steps of that place run there, each on
+    the result of the one before. Protected tokens never merge. These actions cannot be combined
+    with the others but drop.
+
+    Attributes:
+        layers: where the step runs, increasing.
+        site: see above.
+        score: id of the score.
+        select: which tokens stay.
+        action: see above.
+        log_size: of merge and pool: in every later layer, attention before the softmax gets
+            ln(size) of the key, so that a row attracts what its tokens would. One value for all
+            steps of a policy.
     """
 
     layers: tuple[int, ...]
@@ -90,15 +109,22 @@ class Step:
     score: str
     select: Select
     action: str
+    log_size: bool = True
+
+    @property
+    def groups(self) -> bool:
+        """Whether rows of the step stand for groups of tokens (merge, pool)."""
+        return self.action in ("merge", "pool")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
+        bias = {} if self.log_size else {"log_size": False}
         return {
             "layers": list(self.layers),
             "site": self.site,
             "score": self.score,
             "select": {"kind": self.select.kind, **self.select.to_dict()},
-            "action": {"kind": self.action},
+            "action": {"kind": self.action, **bias},
         }
 
 
@@ -107,10 +133,11 @@ class Profile:
     """A named override of numbers, chosen per call, so that one policy serves several budgets.
 
     Attributes:
-        theta_scale: multiplies theta, eta and t of every step, after `steps`; floors and the t of
-            `gate` stay.
+        theta_scale: multiplies theta, eta and t of every step, after `steps`; floors, the t of
+            `gate` and the theta of `bipartite` stay.
         steps: per step None or the select fields that replace those of the step; empty means
-            that no step is overridden.
+            that no step is overridden. Where a step has one of two fields (ratio or theta, ratio
+            or stride), a profile may replace that one.
         limits: the limits that replace those of the policy, field by field.
     """
 
@@ -133,6 +160,8 @@ class Profile:
 @dataclass(frozen=True)
 class Output:
     """What the policy was made for; it must be what the model delivers.
+
+    Left to a model that pools, it is "mean" over "kept", or over "size" when steps merge or pool.
 
     Attributes:
         kind: "cls" (the row of token 0), "mean" (pooling over rows), "tokens_restored" (a row for

@@ -65,6 +65,7 @@ class Explanation:
         tokens: one entry per token.
         kept: rows after each layer's pruning; a row of merged tokens counts as one.
         merged: whether a layer merges what leaves there into one row.
+        grouped: whether tokens merge into the rows of tokens that stay (merge, pool).
         cut: characters at the end of the texts that were beyond the length limit.
         macs: multiply-adds executed.
         macs_dense: the same without pruning.
@@ -80,6 +81,7 @@ class Explanation:
     tokens: tuple[TokenFate, ...]
     kept: tuple[int, ...]
     merged: bool
+    grouped: bool
     cut: int
     macs: int
     macs_dense: int
@@ -170,6 +172,7 @@ def explain_text(
         tokens=_fates(model, texts, encoding, left, scores),
         kept=tuple(int(layer[0]) for layer in output.stats.kept_per_sequence),
         merged=bool(packing),
+        grouped=any(step["action"] in ("merge", "pool") for step in steps),
         cut=_characters_cut(texts, encoding),
         macs=output.stats.macs,
         macs_dense=output.stats.macs_dense,

@@ -160,4 +160,6 @@ def notes(explanation: Explanation) -> list[str]:
         found.append(
             "What leaves at a layer is merged into one row, which counts as a token from then on."
         )
+    if explanation.grouped and explanation.stayed < len(explanation.tokens):
+        found.append("What leaves by merging or pooling lives on in the row of a token that stays.")
     return found
