@@ -29,7 +29,7 @@ from tokprune_rt.tokenizer import Tokenizer, Tokens
 NEIGHBOURS = 5
 GROUP, TOP = 101, 10
 # Of vaswani and of TREC's training questions, unless everything is wanted.
-_UNJUDGED, _QUESTIONS = 1000, 2000
+_UNJUDGED, _QUESTIONS = 500, 2000
 
 
 @dataclass(frozen=True)
