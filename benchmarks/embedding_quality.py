@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,17 @@ class Row:
         return self.name, self.level
 
 
+# What a row runs: a model, a plan, and the share that its steps leave.
+Made = tuple[Model, _core.Plan | None, float | None]
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A row to compute: how to make its model and plan is put off until it is needed."""
+    """A row to compute; ``make`` gives None where the level is out of reach."""
 
     name: str
     level: float | None
-    make: Callable[[], tuple[Model, _core.Plan | None, float | None] | None]
+    make: Callable[[], Made | None]
 
 
 def measure(row: Row, model: Model, plan: _core.Plan | None, tasks: list[Task], dense: Any) -> None:
@@ -104,7 +109,7 @@ def measure(row: Row, model: Model, plan: _core.Plan | None, tasks: list[Task], 
         own, exact = own[task.compared], exact[task.compared]
         cosines = (own.astype(np.float64) * exact).sum(axis=1)
         row.cosine = [float(cosines.mean()), *map(float, np.percentile(cosines, (5, 1)))]
-        row.overlap = [overlap(*pair, exact) for pair in ((own, own), (exact, own), (own, exact))]
+        row.overlap = [overlap(a, b, exact) for a, b in ((own, own), (exact, own), (own, exact))]
     row.macs_short = short_total / short_work
 
 
@@ -114,7 +119,7 @@ def methods(
     """A row for each method and level; variants share the strength of what they vary."""
     strengths: dict[tuple[str, float], float | None] = {}
 
-    def make(name: str, level: float) -> tuple[Model, _core.Plan | None, float | None] | None:
+    def make(name: str, level: float) -> Made | None:
         base = VARIANTS.get(name, name), level
         if base not in strengths:
             strengths[base] = strength_for(model, sample, METHODS[base[0]], level)
@@ -124,28 +129,32 @@ def methods(
     for level in levels:
         for name in names:
             if name not in VARIANTS or level == VARIANT_LEVEL:
-                yield Candidate(name, level, lambda n=name, v=level: make(n, v))
+                yield Candidate(name, level, partial(make, name, level))
 
 
 def given(
-    model: Model, policies: Sequence[str], folders: Sequence[str], options: dict[str, Any]
+    policies: Sequence[str], folders: Sequence[str], options: dict[str, Any]
 ) -> Iterator[Candidate]:
     """Rows for NAME=POLICY and NAME=FOLDER, one for each profile."""
     for item in policies:
         name, _, source = item.partition("=")
-        yield from _profiles(name, lambda s=source: tokprune_rt.load(MODEL, policy=s, **options))
+        yield from _profiles(name, tokprune_rt.load(MODEL, policy=source, **options))
     for item in folders:
         name, _, folder = item.partition("=")
-        yield from _profiles(name, lambda f=folder: tokprune_rt.load(f, **options), own=True)
+        yield from _profiles(name, tokprune_rt.load(folder, **options), own=True)
 
 
-def _profiles(name: str, load: Callable[[], Model], *, own: bool = False) -> Iterator[Candidate]:
-    model = load()
+def _profiles(name: str, model: Model, *, own: bool = False) -> Iterator[Candidate]:
+    """``own``: other weights, so that "off" is a row, too."""
     profiles = [None, *(p for p in model.profiles if own or p != "off")]
     for profile in profiles:
         title = name if profile is None else f"{name} [{profile}]"
-        plan = model.engine.plan(profile)
-        yield Candidate(title, None, lambda p=plan: (model, p, None))
+        made: Made = (model, model.engine.plan(profile), None)
+        yield Candidate(title, None, partial(_same, made))
+
+
+def _same(made: Made) -> Made:
+    return made
 
 
 def sample_of(folder: Path, model: Model, index: int) -> list[Tokens]:
@@ -285,9 +294,9 @@ def main() -> None:
     levels = [float(level) for level in options.levels.split(",")]
 
     def todo() -> Iterator[Candidate]:
-        yield Candidate(DENSE, None, lambda: (model, None, None))
+        yield Candidate(DENSE, None, partial(_same, (model, None, None)))
         yield from methods(model, sample, chosen_methods(options.methods), levels)
-        yield from given(model, options.policy, options.model, common)
+        yield from given(options.policy, options.model, common)
 
     fill(report, tasks, model, todo(), end)
     if report.rows:

@@ -6,7 +6,7 @@ what asks. Both are pruned alike, or one of them is dense.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,7 +140,7 @@ def read_tasks(
         retrieval = _some_documents(retrieval)
         picked = np.random.default_rng(0).permutation(len(questions.texts))[:_QUESTIONS]
         questions = Labelled([questions.texts[i] for i in picked], questions.labels[picked])
-    bodies = (
+    stored, asked = (
         newsgroups(folder, split, count, bodies=True)
         for split, count in (("train", index), ("test", queries))
     )
@@ -149,11 +149,5 @@ def read_tasks(
         _similarity("SICK", sick(folder), tokenizer),
         _retrieval(retrieval, tokenizer),
         _classes("TREC", questions, trec_questions(folder, "test"), tokenizer, short=True),
-        _classes("20 News", *bodies, tokenizer, short=False),
+        _classes("20 News", stored, asked, tokenizer, short=False),
     ]
-
-
-def unit(vectors: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> Vectors:
-    """Rows of length 1, float32."""
-    rows = np.asarray(vectors, np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

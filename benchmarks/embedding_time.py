@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def measure(
     """Dense and every policy in turns."""
     tokens = texts_of(model, length)
     calls = [
-        lambda plan=plan: model.engine.forward(tokens, "pooled", plan, normalize=True)
+        partial(model.engine.forward, tokens, "pooled", plan, normalize=True)
         for plan in (None, *plans.values())
     ]
     for call in calls:

@@ -111,8 +111,8 @@ def fates(model: Model, plan: _core.Plan | None, texts: Iterable[Words], *, merg
                 for name in names:
                     fate = result.by_class[name]
                     fate.count += 1
-                    fate.gone += stands_for == 0
-                    fate.leading += stands_for > 1
+                    fate.gone += int(stands_for == 0)
+                    fate.leading += int(stands_for > 1)
     return result
 
 

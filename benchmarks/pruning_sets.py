@@ -36,7 +36,7 @@ def sick(name: str) -> Reader:
 def trec(name: str) -> Reader:
     def read(folder: Path) -> Examples:
         found = trec_questions(folder, name)
-        return Examples(found.texts, found.labels.tolist())
+        return Examples([*found.texts], found.labels.tolist())
 
     return read
 
