@@ -36,6 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "static-idf": {"ratio": 0.4, "action": "package"},
     "entropy": {"ratio": 0.8},
     "adapler": {"eta": 0.4},
+    "mid-pool": {"ratio": 0.6},
+    "jasper-pool": {},
 }
 
 

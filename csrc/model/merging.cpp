@@ -150,7 +150,7 @@ void Pruner::combine_sequence(const Context& context, const Step& step, int64_t 
   const RowSpan rows = alive(s);
   std::iota(leader_.data() + rows.begin, leader_.data() + rows.begin + rows.count, rows.begin);
   match_macs_[s] = 0;
-  if (batch_.length(s) >= plan_->skip_below) {
+  if (can_drop(step, s)) {
     if (step.action == Action::kPool) {
       pool_sequence(step, s, scratch);
     } else {

@@ -141,6 +141,9 @@ void Plan::finish() {
   merges = std::any_of(steps.begin(), steps.end(), [](const Step& s) {
     return s.action == Action::kMerge || s.action == Action::kPool;
   });
+  require(!merges || std::none_of(steps.begin(), steps.end(),
+                                  [](const Step& s) { return s.action == Action::kPackage; }),
+          "merge and pool cannot be combined with package");
   if (output == OutputKind::kTokens ||
       (output == OutputKind::kMean && over == OutputOver::kRestored)) {
     require(std::all_of(steps.begin(), steps.end(),

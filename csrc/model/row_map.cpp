@@ -75,22 +75,28 @@ RowMap Pruner::close_site() {
              .row_begin = map_begin_.data(),
              .column = map_column_.data(),
              .weight = map_weight_.data()};
-  const std::size_t scores = plan_ ? plan_->scores.size() : 0;
+  // A later mid step may still ask for the scores of the layer before.
+  const auto for_each_score = [&](const auto& carry) {
+    const int64_t scores = plan_ ? std::ssize(plan_->scores) : 0;
+    for (int64_t i = 0; i < scores; ++i) {
+      carry(score_array(i));
+      if (plan_->scores[static_cast<std::size_t>(i)].from_previous) carry(previous_array(i));
+    }
+  };
   if (map.weighted) {
     for (int32_t* values : {token_.data(), position_.data(), segment_.data()}) {
       for (int64_t i = 0; i < map.rows; ++i) swap_int_[i] = values[map.source[i]];
       std::copy_n(swap_int_.data(), map.rows, values);
     }
     reduce(size_.data(), swap_float_.data(), map, /*weighted=*/false);
-    for (std::size_t i = 0; i < scores; ++i) {
-      reduce(score_array(static_cast<int64_t>(i)), swap_float_.data(), map, /*weighted=*/true);
-    }
+    for_each_score(
+        [&](float* values) { reduce(values, swap_float_.data(), map, /*weighted=*/true); });
   } else if (row < rows()) {
     compact(token_.data(), map);
     compact(position_.data(), map);
     compact(segment_.data(), map);
     compact(size_.data(), map);
-    for (std::size_t i = 0; i < scores; ++i) compact(score_array(static_cast<int64_t>(i)), map);
+    for_each_score([&](float* values) { compact(values, map); });
   }
   has_log_size_ |= merge_ && plan_->log_size;
   for (int64_t i = 0; has_log_size_ && i < map.rows; ++i) log_size_[i] = std::log(size_[i]);

@@ -165,6 +165,7 @@ int64_t tokens_left(const Selector& selector, int64_t count, int64_t initial_len
 
 bool can_drop(const Selector& selector, int64_t count, int64_t initial_length) {
   if (selector.max_tokens > 0 && count > selector.max_tokens) return true;
+  if (selector.kind == SelectKind::kStride) return count > 1;  // whatever min_tokens is
   if (count <= selector.min_tokens) return false;
   switch (selector.kind) {
     case SelectKind::kTopK: return selector.k < count;

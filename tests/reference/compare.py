@@ -60,12 +60,13 @@ def compare(
 
     `positions` counts as a decision of its own. A disagreement at a layer whose margin is below
     `band` is a tie, any other is a mismatch; either ends the comparison of that sequence. Without
-    `kept`, a sequence with any margin below `band` counts as a tie. `scores` may have None for a
-    layer without scores, and is compared where both have a number.
+    `kept`, a sequence with any margin below `band` counts as a tie; so does one with such a margin
+    of a merge, which may show only later or not at all. `scores` may have None for a layer without
+    scores, and is compared where both have a number.
     """
     found = Comparison()
     for b in range(len(reference.hidden)):
-        difference = _first_difference(reference, kept, scores, b, found)
+        difference = _first_difference(reference, kept, scores, b, found, band)
         # Unseen decisions may have gone the other way wherever the reference came near a tie.
         unseen = min(of[b] for of in reference.margin) if kept is None else np.inf
         if difference is None and positions is not None:
@@ -114,9 +115,13 @@ def _first_difference(
     scores: Sequence[Sequence[np.ndarray] | None] | None,
     b: int,
     found: Comparison,
+    band: float,
 ) -> Mismatch | None:
-    """The first layer whose kept set differs; scores are compared up to and including it."""
+    """The first layer whose kept set differs, scores compared up to and including it, or the first
+    whose merges came near a tie, scores compared up to it."""
     for layer, margins in enumerate(reference.margin):
+        if reference.unseen[layer][b] < band:
+            return Mismatch(layer, b, [], [], reference.unseen[layer][b])
         of_layer = None if scores is None else scores[layer]
         if of_layer is not None:
             expected = reference.scores[layer][b]

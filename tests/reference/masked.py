@@ -2,7 +2,8 @@
 
 Slots 0..n_pad-1 of the padded batch are the input tokens; each `package` step owns one more slot
 after them, so row order is slot order. A row that a package creates answers for its smallest
-position: token id, segment and position-indexed scores are looked up there.
+position: token id, segment and position-indexed scores are looked up there. Rows that merge live on
+in the slot of the first of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .merging import MERGING, cosines, group
 from .result import ReferenceResult
 from .scores import (
     ATTENTION,
@@ -76,6 +78,7 @@ class _State:
     """Padded state [B, S, ...] and the traces, changed layer by layer."""
 
     rounds_attention = False  # both sides of its products, to bfloat16
+    keys: Tensor  # of the last attention, mean over heads [B, S, d / heads]
 
     def __init__(
         self,
@@ -132,6 +135,7 @@ class _State:
         self.kept: list[list[np.ndarray]] = []
         self.scores = [[np.full(n, math.nan) for n in self.n0] for _ in range(plan["layers"])]
         self.margin = [[math.inf] * batch for _ in range(plan["layers"])]
+        self.unseen = [[math.inf] * batch for _ in range(plan["layers"])]
 
     # One layer ------------------------------------------------------------------------------------
 
@@ -160,10 +164,13 @@ class _State:
             return values.bfloat16().to(values.dtype) if self.rounds_attention else values
 
         q, k, v = split(layer.q(self.x)), split(layer.k(self.x)), split(layer.v(self.x))
+        self.keys = k.mean(dim=1)
         logits = rounded(q) @ rounded(k).transpose(2, 3) / math.sqrt(width // heads)
         if self.encoder.relative_bias is not None:
             distance = self.position[:, None, :] - self.position[:, :, None]
             logits = logits + self.encoder.relative_bias(distance).permute(0, 3, 1, 2)
+        if self.plan.get("log_size", False):
+            logits = logits + torch.log(self.size.clamp(min=1).to(logits.dtype))[:, None, None]
         dead_keys = ~self.alive[:, None, None, :]
         probs = torch.softmax(logits.masked_fill(dead_keys, -math.inf), dim=-1)
         # With no key left (only the passive first token goes on) softmax is 0/0: no context.
@@ -200,6 +207,9 @@ class _State:
                         self.run_step(index, step, b, restore_from)
 
     def run_step(self, index: int, step: Plan, b: int, restore_from: Tensor) -> None:
+        if step["action"] in MERGING:
+            self.merge(step, b)
+            return
         layer, spec = step["layer"], self.plan["scores"][step["score"]]
         rows = torch.nonzero(self.alive[b]).flatten()
         positions, protected = self.position[b, rows].numpy(), self.protected[b, rows].numpy()
@@ -276,6 +286,36 @@ class _State:
         self.size[b, slot] = self.size[b, dropped].sum()
         self.alive[b, slot] = True
 
+    def merge(self, step: Plan, b: int) -> None:
+        """Groups of rows become their mean, weighted by size, in the slot of the first."""
+        layer, spec = step["layer"], self.plan["scores"][step["score"]]
+        if (spec["kind"] == "similarity") != (step["action"] == "merge"):
+            raise ValueError(f"{step['action']} by {spec['kind']!r}")
+        rows = torch.nonzero(self.alive[b]).flatten()
+        cosine = None
+        if spec["kind"] == "similarity":
+            if spec["of"] == "keys" and step["site"] != "mid":
+                raise ValueError("keys exist at mid only")
+            vectors = self.keys if spec["of"] == "keys" else self.x
+            cosine = cosines(vectors[b, rows].numpy())
+        protected = self.protected[b, rows].numpy()
+        found = group(step["select"], cosine, protected, self.n0[b])
+
+        positions, scored = self.position[b, rows].numpy(), ~np.isnan(found.scores)
+        self.scores[layer][b][positions[scored]] = found.scores[scored]
+        self.unseen[layer][b] = min(self.unseen[layer][b], found.margin)
+        for members in found.groups:
+            slots = rows[torch.from_numpy(members)]
+            sizes = self.size[b, slots].to(self.x.dtype)
+            weights = sizes / sizes.sum()
+            first, rest = slots[0], slots[1:]
+            self.x[b, first] = weights @ self.x[b, slots]
+            for statistics in (self.latest, self.previous, self.accumulated):
+                for statistic in statistics.values():
+                    statistic[b, first] = weights @ statistic[b, slots]
+            self.size[b, first] = self.size[b, slots].sum()
+            self.alive[b, rest] = False
+
     # Output ---------------------------------------------------------------------------------------
 
     def result(self, pooling: Sequence[str] | None) -> ReferenceResult:
@@ -301,6 +341,7 @@ class _State:
             self.kept,
             self.scores,
             self.margin,
+            self.unseen,
             output["over"] if output["kind"] == "mean" else "kept",
         )
         if pooling is None:

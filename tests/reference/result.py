@@ -24,6 +24,7 @@ class ReferenceResult:
     scores[l][b]  [n0] score by position given by the last step of layer l that scored the token,
                   NaN for none (a package is found at its position).
     margin[l][b]  smallest relative margin of the layer's decisions, inf without any.
+    unseen[l][b]  the same of merges, whose outcome need not show in `kept`.
     pooled        [B, modes * d] or None when no pooling was asked for.
     over          rows that mean-like pooling uses by default: kept, size or restored.
     """
@@ -35,6 +36,7 @@ class ReferenceResult:
     kept: list[list[np.ndarray]]
     scores: list[list[np.ndarray]]
     margin: list[list[float]]
+    unseen: list[list[float]]
     over: str = "kept"
     pooled: np.ndarray | None = None
 

@@ -70,7 +70,7 @@ def _base(
     if kind == "topk":
         stays = _first(u, spec["k"] - pinned)
     elif kind == "ratio":
-        stays = _first(u, _ratio_count(spec, n, n0) - pinned)
+        stays = _first(u, ratio_count(spec, n, n0) - pinned)
     elif kind == "quantile":
         stays = _first(u, u - math.floor(spec["q"] * u + 1e-9))
     elif kind == "rank_bins":
@@ -101,7 +101,8 @@ def _threshold(spec: Mapping[str, Any], scores: np.ndarray) -> np.float32:
     raise ValueError(f"unknown selector {spec['kind']!r}")
 
 
-def _ratio_count(spec: Mapping[str, Any], n: int, n0: int) -> int:
+def ratio_count(spec: Mapping[str, Any], n: int, n0: int) -> int:
+    """Number of tokens that a ratio leaves, protected ones included."""
     x = spec["ratio"] * (n0 if spec["of"] == "n0" else n)
     if spec["round"] == "ceil":
         return math.ceil(x - 1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from tokprune_rt.cli.bench import bench
+from tokprune_rt.cli.calibrate import calibrate
 from tokprune_rt.cli.demo import demo
 from tokprune_rt.cli.embed import embed
 from tokprune_rt.cli.encode import encode
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
     """Adds every command, in the order in which help shows them."""
     for command in (demo, encode, embed, predict, explain, info, export, serve, bench):
         app.command()(command)
+    app.command()(calibrate)
     app.command()(finetune)
     app.command()(train)
     app.command()(evaluate)

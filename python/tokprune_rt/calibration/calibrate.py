@@ -1,0 +1,349 @@
+"""`calibrate`: race, break-even, search, choice, verification."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokprune_rt.bench.cpu import cpu_model
+from tokprune_rt.model import Model
+from tokprune_rt.policy import parse_policy
+from tokprune_rt.tokenizer import Tokens
+
+from .families import FAMILIES, Family, Shares
+from .judge import Judge, LogitJudge, VectorJudge
+from .outcome import DEFAULT, Calibration, Measured
+from .passes import Passes, break_even, shortest_gain
+from .search import Point, loss_at, search
+from .state import State
+
+# Profiles beside the chosen numbers: those of the path that come closest to these MACs.
+PROFILES = {"light": 0.85, "balanced": 0.7, "fast": 0.58, "fastest": 0.48}
+_LEAST = 0.4
+# The race of the kinds of policies: texts, and the share of the multiply-adds it is decided at.
+_RACE_TEXTS, _RACE_MACS = 32, 0.75
+_MIN_TEXTS = 30
+
+Tell = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for; of the first three one at most, none means ``min_quality`` 0.98.
+
+    Attributes:
+        target_speedup: times as fast as dense, batches of 32, measured on the held-out texts.
+        min_quality: least `Quality.value` on the held-out texts.
+        latency_ms: most milliseconds for one text in a call of its own, mean over held-out texts.
+        sample: texts to draw; a third is searched with, the rest is held out.
+        budget: minutes after which the search ends with what it has found; None: no limit.
+        seed: of the draw.
+    """
+
+    target_speedup: float | None = None
+    min_quality: float | None = None
+    latency_ms: float | None = None
+    sample: int = 300
+    budget: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        asked = {
+            "target_speedup": (self.target_speedup, 1.0, math.inf),
+            "min_quality": (self.min_quality, 0.0, 1.0),
+            "latency_ms": (self.latency_ms, 0.0, math.inf),
+        }
+        given = [name for name, (value, _, _) in asked.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"give only one of {' and '.join(given)}")
+        for name, (value, low, high) in asked.items():
+            if value is not None and not low < value < high:
+                raise ValueError(f"{name}: found {value}; allowed: above {low:g}, below {high:g}")
+        if self.sample < _MIN_TEXTS:
+            raise ValueError(f"sample: found {self.sample}; allowed: {_MIN_TEXTS} or more")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"budget: found {self.budget}; allowed: above 0 minutes")
+
+
+def calibrate(
+    model: Model,
+    texts: Iterable[str],
+    folder: Path,
+    settings: Settings | None = None,
+    *,
+    tell: Tell = lambda line: None,
+) -> Calibration:
+    """Find a policy for ``model`` on texts like those it will see, without labels or training.
+
+    Kinds of policies (merging, dropping, pooling at several places) race on a few texts; the one
+    that stays closest to the dense model at equal multiply-adds is searched layer by layer. What
+    is written was measured on texts the search has not seen.
+
+    Args:
+        model: an embedding model or a classifier of single texts; its own policy is not used.
+        texts: raw texts; `Settings.sample` of them are drawn.
+        folder: where `Calibration.save` will write; measurements are kept there, so that the same
+            call goes on where an interrupted one stopped.
+        tell: given a line for every stage.
+
+    Raises:
+        ValueError: fewer than 30 texts, a model without embeddings and classes, or a target that
+            no policy reaches; says how close it came.
+    """
+    settings = settings or Settings()
+    if model.dimension is None and model.config.task != "sequence-classification":
+        raise ValueError(
+            f"{model.name} is a {model.config.task} model without embeddings; calibration compares "
+            "embeddings or classes"
+        )
+    drawn = draw(texts, settings.sample, settings.seed)
+    tokens = model.tokenizer.tokenize(drawn)
+    return _Run(model, tokens, folder, settings, tell).result()
+
+
+def draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
+    """``count`` texts at random, in random order, with no more than those in memory.
+
+    Blank ones are left out. Raises ValueError for fewer than 30.
+    """
+    source = random.Random(seed)
+    kept: list[str] = []
+    seen = 0
+    for text in texts:
+        if not text.strip():
+            continue
+        seen += 1
+        if len(kept) < count:
+            kept.append(text)
+        elif (place := source.randrange(seen)) < count:
+            kept[place] = text
+    if len(kept) < _MIN_TEXTS:
+        raise ValueError(f"found {len(kept)} texts; a calibration needs {_MIN_TEXTS} or more")
+    source.shuffle(kept)
+    return kept
+
+
+class _Run:
+    """One calibration."""
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Sequence[Tokens],
+        folder: Path,
+        settings: Settings,
+        tell: Tell,
+    ) -> None:
+        self.model, self.settings, self.tell = model, settings, tell
+        self.begin = time.monotonic()
+        third = max(10, len(tokens) // 3)
+        self.seen = Passes(model, tokens[:third])
+        self.held_out = Passes(model, tokens[third:])
+        digest = hashlib.sha256(b"".join(item.ids.tobytes() for item in tokens)).hexdigest()
+        self.state = State(
+            folder,
+            {"model": model.name, "precision": model.precision, "texts": digest[:16]},
+        )
+        if self.state.found:
+            tell(f"{self.state.found} measurements of an earlier run are used again")
+        # Never below one token; only what a kind of policy may touch.
+        self.options: dict[str, Any] = {"protect_first": True, "protect_last": True}
+        self.measured: dict[tuple[str, Shares], Measured] = {}
+
+    def result(self) -> Calibration:
+        race = self.race()
+        name = min(race, key=lambda kind: race[kind])
+        family = FAMILIES[name]
+        self.tell(f"best kind: {family.label}")
+        if not self.state.speeds:
+            self.tell("looking for the shortest texts that gain")
+            usual = family.document((0.15,) * self.layers, None, self.options)
+            self.state.put_speeds(break_even(self.seen, usual))
+        speeds = self.state.speeds
+        self.options["skip_below"] = shortest_gain(speeds)
+        path = self.path(name, family)
+        judge = self.judge(self.held_out)
+        chosen = self.choose(family, path, judge)
+        rows = [dataclasses.replace(chosen, name=DEFAULT)]
+        profiles: dict[str, Shares] = {}
+        for profile, macs in PROFILES.items():
+            point = min(path, key=lambda p: abs(p.macs - macs))
+            # Too far to deserve the name, or one that is there already.
+            if abs(point.macs - macs) > 0.06 or point.shares in profiles.values():
+                continue
+            profiles[profile] = point.shares
+            self.tell(f"verifying profile {profile}")
+            rows.append(dataclasses.replace(self.measure(family, point, judge), name=profile))
+        facts = self.facts()
+        provenance = {**facts, "rows": [row.to_dict() for row in rows]}
+        options = {**self.options, "name": "calibrated", "provenance": provenance}
+        policy = parse_policy(family.document(chosen.shares, profiles, options))
+        return Calibration(policy, rows, family.label, race, speeds, facts, self.note())
+
+    @property
+    def layers(self) -> int:
+        return self.model.config.layers
+
+    def judge(self, passes: Passes) -> Judge:
+        dense, self.dense_macs = passes.run(None)
+        return VectorJudge(dense) if self.model.dimension else LogitJudge(dense)
+
+    def in_time(self) -> bool:
+        budget = self.settings.budget
+        return budget is None or time.monotonic() - self.begin < 60 * budget
+
+    def note(self) -> str | None:
+        if self.in_time():
+            return None
+        return f"The search was ended by its budget of {self.settings.budget:g} minutes."
+
+    def evaluator(self, name: str, family: Family, passes: Passes) -> Callable[[Shares], Point]:
+        dense, dense_macs = passes.run(None)
+        judge = VectorJudge(dense) if self.model.dimension else LogitJudge(dense)
+
+        def evaluate(shares: Shares) -> Point:
+            known = self.state.get(name, shares)
+            if known is not None:
+                return known
+            plan = passes.plan(family.document(shares, None, self.options))
+            found, macs = passes.run(plan)
+            point = Point(shares, macs / dense_macs, judge.loss(found))
+            self.state.put(name, point)
+            return point
+
+        return evaluate
+
+    def race(self) -> dict[str, float]:
+        few = Passes(self.model, self.seen.tokens[:_RACE_TEXTS])
+        losses = {}
+        for name, family in FAMILIES.items():
+            self.tell(f"trying {family.label}")
+            evaluate = self.evaluator(f"race {name}", family, few)
+            path = search(evaluate, self.layers, lambda p: p.macs < _RACE_MACS, self.in_time)
+            losses[name] = loss_at(path, _RACE_MACS)
+        if not any(loss < math.inf for loss in losses.values()):
+            raise ValueError("the budget ended before any kind of policy had been tried")
+        return losses
+
+    def path(self, name: str, family: Family) -> list[Point]:
+        evaluate = self.evaluator(name, family, self.seen)
+        least, worst = self.bounds()
+
+        def enough(point: Point) -> bool:
+            if point.macs < 1:
+                self.tell(f"{point.macs:.0%} of the multiply-adds, loss {point.loss:.4f}")
+            return point.macs < least or (point.loss > worst and point.macs < PROFILES["fast"])
+
+        return search(evaluate, self.layers, enough, self.in_time)
+
+    def bounds(self) -> tuple[float, float]:
+        """Multiply-adds and loss at which the search may end."""
+        settings = self.settings
+        if settings.target_speedup is not None:
+            # Time never falls as far as multiply-adds do.
+            return max(0.15, 0.7 / settings.target_speedup), math.inf
+        if settings.latency_ms is not None:
+            return _LEAST, math.inf
+        return _LEAST, (3 * (1 - self.wanted_quality) if self.model.dimension else math.inf)
+
+    @property
+    def wanted_quality(self) -> float:
+        return 0.98 if self.settings.min_quality is None else self.settings.min_quality
+
+    def choose(self, family: Family, path: list[Point], judge: Judge) -> Measured:
+        """The point that the settings ask for, found by halving the path."""
+        settings = self.settings
+        look = partial(self.measure, family, judge=judge)
+        if settings.target_speedup is not None:
+            wanted = settings.target_speedup
+            found = _first(path, lambda p: look(p).speedup >= wanted)
+            if found is None:
+                best = look(path[-1])
+                raise ValueError(
+                    f"a speed-up of {wanted:g} was not reached: with {best.macs:.0%} of the "
+                    f"multiply-adds these texts run {best.speedup:.2f} times as fast, at a "
+                    f"{judge.name} of {best.quality.value:.3f}"
+                )
+            return look(found)
+        if settings.latency_ms is not None:
+            limit = settings.latency_ms
+            found = _first(path, lambda p: (look(p).ms or 0.0) <= limit)
+            if found is None:
+                best = look(path[-1])
+                raise ValueError(
+                    f"{limit:g} ms a text were not reached: with {best.macs:.0%} of the "
+                    f"multiply-adds a text takes {best.ms:.2f} ms, at a {judge.name} of "
+                    f"{best.quality.value:.3f}"
+                )
+            return look(found)
+        steps = path[1:]
+        worse = _first(steps, lambda p: look(p).quality.value < self.wanted_quality)
+        last = len(steps) - 1 if worse is None else steps.index(worse) - 1
+        if last < 0:
+            value = look(steps[0]).quality.value if steps else 1.0
+            raise ValueError(
+                f"no policy keeps a {judge.name} of {self.wanted_quality:g} on these texts; the "
+                f"mildest has {value:.4f}"
+            )
+        return look(steps[last])
+
+    def measure(self, family: Family, point: Point, judge: Judge) -> Measured:
+        """A point on the held-out texts."""
+        key = (family.label, point.shares)
+        if key not in self.measured:
+            document = family.document(point.shares, None, self.options)
+            found, macs = self.held_out.run(self.held_out.plan(document))
+            quality = judge.quality(found)
+            one = self.settings.latency_ms is not None
+            timed = Passes(self.model, self.held_out.tokens[:64])
+            dense, pruned = timed.time([None, document])
+            ms = None
+            if one:
+                ms = timed.time([document], one_by_one=True)[0].median_ms / len(timed.tokens)
+            speedup = pruned.times_faster_than(dense)
+            self.measured[key] = Measured(
+                "", point.shares, macs / self.dense_macs, speedup, quality, ms
+            )
+            self.tell(
+                f"held out: {macs / self.dense_macs:.0%} of the multiply-adds, "
+                f"{speedup:.2f} times as fast, {judge.name} {quality.value:.4f}"
+            )
+        return self.measured[key]
+
+    def facts(self) -> dict[str, Any]:
+        asked = dataclasses.asdict(self.settings)
+        return {
+            "base_model": self.model.name,
+            "model": self.model.name,
+            "precision": self.model.precision,
+            "threads": self.model.threads,
+            "isa": self.model.isa,
+            "cpu": cpu_model(),
+            "searched": len(self.seen.tokens),
+            "held_out": len(self.held_out.tokens),
+            "held_out_tokens": int(np.sum([len(item) for item in self.held_out.tokens])),
+            "settings": {name: value for name, value in asked.items() if value is not None},
+            "seconds": round(time.monotonic() - self.begin),
+        }
+
+
+def _first(path: Sequence[Point], holds: Callable[[Point], bool]) -> Point | None:
+    """The first point from which on ``holds``, by halving; None when it does not at the end."""
+    low, high = 0, len(path)
+    while low < high:
+        middle = (low + high) // 2
+        if holds(path[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return path[low] if low < len(path) else None
