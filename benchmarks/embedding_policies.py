@@ -10,7 +10,7 @@ import numpy as np
 from quality import LAYERS, SEPARATOR, Vectors
 
 from tokprune_rt import Model, _core
-from tokprune_rt.engine import batches
+from tokprune_rt.calibration.passes import Passes
 from tokprune_rt.loading import choose_policy
 from tokprune_rt.outputs import dense_macs
 from tokprune_rt.policy import PolicySource, compile_plan, preset
@@ -18,7 +18,6 @@ from tokprune_rt.tokenizer import Tokens
 
 Document = dict[str, Any]
 
-_BATCH = 32
 _HALVINGS = 9
 # All methods but pooling act in every layer. (Dropping from layer 1 or 2 on instead is better by
 # .005 at 1.25x and worse at 2x.)
@@ -110,13 +109,8 @@ def plan_of(model: Model, policy: PolicySource, profile: str | None = None) -> _
 
 def embed(model: Model, tokens: Sequence[Tokens], plan: _core.Plan | None) -> Embedded:
     """Embeddings under a plan, dense without one."""
-    vectors = np.empty((len(tokens), model.dimension or 0), np.float32)
-    macs = 0
-    for places in batches([len(item) for item in tokens], _BATCH):
-        part = [tokens[i] for i in places]
-        found, _ = model.engine.forward(part, "pooled", plan, normalize=True)
-        vectors[places] = found["pooled"]
-        macs += found["macs"]
+    found, macs = Passes(model, tokens).run(plan)
+    vectors = found / np.linalg.norm(found, axis=1, keepdims=True)
     return Embedded(vectors, macs / dense_work(model, tokens))
 
 

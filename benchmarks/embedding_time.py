@@ -3,10 +3,10 @@
     python benchmarks/embedding_time.py --precision fp32 --precision int8 --json time.json
     python benchmarks/embedding_time.py --policy calibrated=policy.json
 
-32 texts of equal length, cut from Python's documentation strings, through all-MiniLM-L6-v2. Dense
+Batches of 32 of Python's documentation strings, cut to equal length, through all-MiniLM-L6-v2. Dense
 and each policy take turns; a ratio is the median over rounds of dense time to the policy's in the
-same round. *Break-even* is the first length from which no longer one is slower than dense: what
-``skip_below`` should be at least.
+same round. *Break-even* is the length from which on none is slower than dense, the least that ``skip_below``
+should be.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from embedding_policies import METHODS, embed, plan_of
 from quality import MODEL
 
@@ -26,12 +25,11 @@ import tokprune_rt
 from tokprune_rt import Model, _core
 from tokprune_rt.bench.texts import documents
 from tokprune_rt.bench.timing import alternate
+from tokprune_rt.calibration.passes import LENGTHS, Passes, shortest_gain
 from tokprune_rt.files import atomic_file
 from tokprune_rt.policy import PolicySource
 from tokprune_rt.tokenizer import Tokens
 
-LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-BATCH = 32
 # Shares kept per layer that leave about 1/1.25, 1/1.5 and 1/2 of the multiply-adds.
 KEPT = (0.93, 0.87, 0.79)
 _LIMIT_S = 60.0
@@ -44,35 +42,17 @@ class Timed:
     policy: str
     precision: str
     length: int
+    batch: int
     dense_ms: float
     ms: float
     speedup: float
     macs: float
 
 
-def texts_of(model: Model, length: int) -> list[Tokens]:
-    """32 texts of exactly so many tokens, special tokens included."""
-    (around,) = model.tokenizer.tokenize([""])
-    stream = [
-        i
-        for item in model.tokenizer.raw_encodings(documents(), special_tokens=False)
-        for i in item.ids
-    ]
-    step = length - len(around)
-    zeros = np.zeros(length, np.int32)
-    found = []
-    for start in range(0, BATCH * step, step):
-        body = stream[start : start + step]
-        ids = np.array([around.ids[0], *body, *around.ids[1:]], np.int32)
-        found.append(Tokens(ids, zeros, zeros))
-    return found
-
-
 def measure(
-    model: Model, plans: dict[str, _core.Plan | None], length: int, rounds: int
+    model: Model, plans: dict[str, _core.Plan | None], tokens: list[Tokens], rounds: int
 ) -> list[Timed]:
-    """Dense and every policy in turns."""
-    tokens = texts_of(model, length)
+    """Dense and every policy in turns; texts of equal length."""
     calls = [
         partial(model.engine.forward, tokens, "pooled", plan, normalize=True)
         for plan in (None, *plans.values())
@@ -84,7 +64,8 @@ def measure(
         Timed(
             name,
             model.precision,
-            length,
+            len(tokens[0]),
+            len(tokens),
             dense.median_ms,
             timing.median_ms,
             timing.times_faster_than(dense),
@@ -92,14 +73,6 @@ def measure(
         )
         for (name, plan), timing in zip(plans.items(), timings, strict=True)
     ]
-
-
-def break_even(rows: Sequence[Timed]) -> int | None:
-    """The first length from which on no text is slower than dense."""
-    for i, row in enumerate(rows):
-        if all(later.speedup >= 1 for later in rows[i:]):
-            return row.length
-    return None
 
 
 def markdown(rows: Sequence[Timed]) -> str:
@@ -118,8 +91,8 @@ def markdown(rows: Sequence[Timed]) -> str:
         lines.append(line(f"{policy}: multiply-adds", work, ""))
         for precision in precisions:
             part = [row for row in mine if row.precision == precision]
-            least = break_even(part)
-            end = "none" if least is None else str(least)
+            least = shortest_gain({row.length: row.speedup for row in part})
+            end = (str(least) if least <= max(lengths) else "none") if least else "always"
             lines.append(line(f"{policy}: {precision}", [row.speedup for row in part], end))
     return "\n".join(lines) + "\n"
 
@@ -147,15 +120,18 @@ def main() -> None:
     for precision in options.precision or ["fp32", "int8"]:
         model = tokprune_rt.load(MODEL, policy="off", precision=precision, threads=options.threads)
         plans = {name: plan_of(model, source) for name, source in sources.items()}
+        texts = Passes(model, model.tokenizer.tokenize(documents()))
         for length in map(int, options.lengths.split(",")):
-            rows += measure(model, plans, length, options.rounds)
+            cut = texts.cut(length)
+            if cut is None:
+                raise SystemExit(f"too few texts of {length} tokens; expected at most 256")
+            rows += measure(model, plans, cut.tokens, options.rounds)
             print(f"{precision}, {length} tokens: done", flush=True)
     print(markdown(rows))
     if options.json is not None:
         document = {
             "format": "tokprune-embedding-time",
             "model": MODEL,
-            "batch": BATCH,
             "isa": model.isa,
             "threads": model.threads,
             "rows": [asdict(row) for row in rows],
