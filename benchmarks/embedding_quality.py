@@ -90,13 +90,18 @@ class Candidate:
     make: Callable[[], Made | None]
 
 
-def measure(row: Row, model: Model, plan: _core.Plan | None, tasks: list[Task], dense: Any) -> None:
-    """Fill in a row; ``dense`` is None for the dense row itself, else its result for each task."""
+def measure(
+    row: Row,
+    model: Model,
+    plan: _core.Plan | None,
+    tasks: Sequence[Task],
+    dense: Sequence[Embedded],
+) -> None:
+    """Fill in a row; ``dense``: the dense result for each task."""
     short_work = short_total = 0.0
-    for i, task in enumerate(tasks):
-        found = embed(model, task.tokens, plan)
-        exact = found.vectors if dense is None else dense[i].vectors
-        own = found.vectors
+    for task, expected in zip(tasks, dense, strict=True):
+        found = expected if row.name == DENSE else embed(model, task.tokens, plan)
+        own, exact = found.vectors, expected.vectors
         row.scores[task.name] = [
             task.score(*pair) for pair in ((own, own), (exact, own), (own, exact))
         ]
@@ -273,9 +278,9 @@ def main() -> None:
     parser.add_argument("--levels", default=",".join(map(str, LEVELS)), metavar="X,Y")
     parser.add_argument("--policy", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER")
-    parser.add_argument("--index", type=int, default=600, help="texts of 20 Newsgroups, train")
-    parser.add_argument("--queries", type=int, default=505, help="texts of 20 Newsgroups, test")
-    parser.add_argument("--whole", action="store_true", help="all of vaswani and TREC")
+    parser.add_argument("--index", type=int, default=400, help="texts of 20 Newsgroups, train")
+    parser.add_argument("--queries", type=int, default=303, help="texts of 20 Newsgroups, test")
+    parser.add_argument("--whole", action="store_true", help="all of SICK, vaswani and TREC")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no row after so long")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=None)

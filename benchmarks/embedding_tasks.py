@@ -28,8 +28,8 @@ from tokprune_rt.tokenizer import Tokenizer, Tokens
 
 NEIGHBOURS = 5
 GROUP, TOP = 101, 10
-# Of vaswani and of TREC's training questions, unless everything is wanted.
-_UNJUDGED, _QUESTIONS = 500, 2000
+# Of vaswani's documents, TREC's training questions and SICK's pairs, unless everything is wanted.
+_UNJUDGED, _QUESTIONS, _PAIRS = 300, 1000, 2000
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,12 @@ def read_tasks(
 
     Args:
         index, queries: texts of 20 Newsgroups, of the training and of the test part.
-        whole: all of vaswani and of TREC's questions instead of a part.
+        whole: all of SICK, vaswani and TREC's questions instead of a part.
     """
-    retrieval = vaswani(folder)
+    pairs, retrieval = sick(folder), vaswani(folder)
     questions = trec_questions(folder, "train")
     if not whole:
+        pairs = Pairs(pairs.first[:_PAIRS], pairs.second[:_PAIRS], pairs.scores[:_PAIRS])
         retrieval = _some_documents(retrieval)
         picked = np.random.default_rng(0).permutation(len(questions.texts))[:_QUESTIONS]
         questions = Labelled([questions.texts[i] for i in picked], questions.labels[picked])
@@ -146,7 +147,7 @@ def read_tasks(
     )
     return [
         _similarity("STS-B", sts_b(folder), tokenizer),
-        _similarity("SICK", sick(folder), tokenizer),
+        _similarity("SICK", pairs, tokenizer),
         _retrieval(retrieval, tokenizer),
         _classes("TREC", questions, trec_questions(folder, "test"), tokenizer, short=True),
         _classes("20 News", stored, asked, tokenizer, short=False),

@@ -3,10 +3,10 @@
     python benchmarks/embedding_time.py --precision fp32 --precision int8 --json time.json
     python benchmarks/embedding_time.py --policy calibrated=policy.json
 
-Batches of 32 of Python's documentation strings, cut to equal length, through all-MiniLM-L6-v2. Dense
-and each policy take turns; a ratio is the median over rounds of dense time to the policy's in the
-same round. *Break-even* is the length from which on none is slower than dense, the least that ``skip_below``
-should be.
+Batches of 32 of Python's documentation strings, cut to equal length, through all-MiniLM-L6-v2.
+Dense and each policy take turns; a ratio is the median over rounds of dense time to the policy's in
+the same round. *Break-even* is the length from which on none is slower than dense, the least that
+``skip_below`` should be.
 """
 
 from __future__ import annotations
