@@ -37,7 +37,7 @@ def _score(score: Mapping[str, Any], keep: float, action: str = "drop") -> Docum
                 "layers": _EVERYWHERE,
                 "site": "mid",
                 "score": "score",
-                "select": {"kind": "ratio", "ratio": keep, "round": "round"},
+                "select": {"kind": "ratio", "ratio": keep},
                 "action": {"kind": action},
             }
         ],
