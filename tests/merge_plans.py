@@ -9,8 +9,9 @@ import random_model as rm
 
 Step = dict[str, Any]
 
-HIDDEN: dict[str, Any] = {"kind": "similarity", "of": "hidden"}
-KEYS: dict[str, Any] = {"kind": "similarity", "of": "keys"}
+HIDDEN: dict[str, Any] = {"kind": "similarity", "of": "hidden", "attention": 0.0}
+KEYS: dict[str, Any] = HIDDEN | {"of": "keys"}
+WEIGHED: dict[str, Any] = HIDDEN | {"attention": 0.2}
 UNIFORM: dict[str, Any] = {"kind": "uniform"}
 COLUMN = rm.score("attn_col")
 SITES = ("embed", "pre", "mid", "post")
@@ -82,6 +83,14 @@ def plans() -> dict[str, dict[str, Any]]:
                 for i, r in enumerate((0.9, 0.55, 0.35))
             ),
             **last,
+        ),
+        "weighed by attention": plan(
+            *every_layer(merge, "mid", WEIGHED, bipartite(0.8)),
+            *every_layer(merge, "mid", WEIGHED, bipartite(0.9)),
+            merge(1, "post", WEIGHED | {"attention": 0.1}, bipartite(theta=0.4)),
+        ),
+        "keys weighed by attention": plan(
+            *every_layer(merge, "mid", WEIGHED | {"of": "keys"}, bipartite(0.7)), **nothing
         ),
         "keys theta": plan(*every_layer(merge, "mid", KEYS, bipartite(theta=0.3))),
         "hidden theta": plan(*every_layer(merge, "mid", HIDDEN, bipartite(theta=0.35)), **nothing),

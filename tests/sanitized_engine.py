@@ -9,12 +9,19 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import merge_plans
 import numpy as np
 import random_model as rm
 
 BATCHES = ([1], [2, 1], [17, 1, 16, 15], [80, 33, 5, 64, 1, 24, 25], [9] * 12)
 # Enough for three threads to run parts of their own.
 LARGE = [80, 40] * 14
+MERGING = ("hidden theta", "keys energy", "everywhere", "merge, drop", "previous", "protected")
+
+
+def documents() -> list[dict[str, Any]]:
+    merging = merge_plans.plans()
+    return [*rm.plans().values(), *(merging[name] for name in MERGING)]
 
 
 def precisions(core: Any, level: str) -> list[str]:
@@ -55,7 +62,7 @@ def run_large_calls(core: Any) -> None:
 
 
 def run_plans(core: Any, encoder: Any, shape: rm.Config) -> None:
-    for document in rm.plans().values():
+    for document in documents():
         if not rm.fits(shape, document):
             continue
         plan = core.Plan(document)
@@ -91,7 +98,7 @@ def run_broken_weights(core: Any) -> None:
 
 
 def run_worthless(core: Any, encoder: Any, shape: rm.Config) -> None:
-    for document in rm.plans().values():
+    for document in documents():
         if not rm.fits(shape, document):
             continue
         batch = [rm.tokens(shape, size, 0) for size in (1, 33, 80)]

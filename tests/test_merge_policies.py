@@ -90,7 +90,7 @@ def test_log_size_is_the_same_for_all_steps() -> None:
 
 def test_keys_are_compared_first_in_their_layer() -> None:
     document = grouping(MERGE, of="keys")
-    assert plan(document)["scores"] == [{"kind": "similarity", "of": "keys"}]
+    assert plan(document)["scores"] == [{"kind": "similarity", "of": "keys", "attention": 0.0}]
     for site, layers in (("pre", [2, 3]), ("post", [2, 3]), ("embed", [0])):
         refused(grouping(MERGE, of="keys", site=site, layers=layers), "$.steps[0].site", site)
         assert parse_policy(grouping(MERGE, site=site, layers=layers)).steps
@@ -111,7 +111,9 @@ def test_keys_are_compared_first_in_their_layer() -> None:
 
 def test_similarity_has_no_other_fields() -> None:
     assert plan(grouping(POOL))["scores"] == [{"kind": "uniform"}]
-    assert plan(grouping(MERGE))["scores"] == [{"kind": "similarity", "of": "hidden"}]
+    assert plan(grouping(MERGE))["scores"] == [
+        {"kind": "similarity", "of": "hidden", "attention": 0.0}
+    ]
 
 
 # Profiles
@@ -252,7 +254,7 @@ def test_merging_presets(name: str, kind: str) -> None:
     assert [step["layer"] for step in steps_of(name, ratio=0.8, locations=[1, 3])] == [1, 3]
     for metric in ("keys", "hidden"):
         document = preset(name, layers=6, metric=metric)
-        assert plan(document)["scores"] == [{"kind": "similarity", "of": metric}]
+        assert plan(document)["scores"] == [{"kind": "similarity", "of": metric, "attention": 0.0}]
     assert plan(preset(name, layers=6))["scores"][0]["of"] == "keys"
     with pytest.raises(PolicyError, match=r"\$\.scores\.similarity\.of"):
         preset(name, layers=6, metric="values")
@@ -304,3 +306,17 @@ def test_pooling_presets() -> None:
     for layer in (0, 7, 2.0):
         with pytest.raises(PolicyError, match="layer: found"):
             preset("mid-pool", layers=6, layer=layer)
+
+
+def test_similarity_weighed_by_attention() -> None:
+    document = grouping(MERGE)
+    document["scores"]["imp"]["attention"] = 0.1
+    assert plan(document)["scores"][0]["attention"] == 0.1
+    assert "weighed by attention" in " ".join(policy_words(parse_policy(document)))
+    for site, layer in (("pre", 1), ("embed", 0)):
+        found = f'$.steps[1].site: found "{site}" at layer {layer} for similarity'
+        refused(with_step(document, site=site, layers=[layer]), found)
+    pairs: Document = {"kind": "energy_pairs", "ratio": 0.9, "margin": 0.5}
+    refused(with_step(document, select=pairs), '$.steps[1].select.kind: found "energy_pairs"')
+    document["scores"]["imp"]["attention"] = -1
+    refused(document, "$.scores.imp.attention: found -1")

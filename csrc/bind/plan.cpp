@@ -52,6 +52,9 @@ Score to_similarity(Reader& in) {
   Score score;
   score.kind = ScoreKind::kSimilarity;
   score.keys = in.choice<bool>("of", {{"hidden", false}, {"keys", true}});
+  score.attention = in.get<float>("attention");
+  require(score.attention >= 0.0f && std::isfinite(score.attention), "plan score 'attention' is ",
+          score.attention, "; expected 0 or more");
   in.finish();
   return score;
 }

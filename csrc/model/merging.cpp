@@ -7,6 +7,12 @@
 #include "model/pruner.h"
 
 namespace tokprune {
+namespace {
+
+// Keeps the logarithm finite; what a token receives is 1 on average.
+constexpr float kLeastAttention = 1e-6f;
+
+}  // namespace
 
 // Tokens that stay out of the pooled mean do not blend with those in it.
 bool Pruner::is_mergeable(int64_t s, int64_t row) const {
@@ -65,8 +71,17 @@ Pruner::Sides Pruner::rank_energies(const Context& context, const Step& step, in
 }
 
 int64_t Pruner::merge_sequence(const Context& context, const Step& step, int64_t s,
-                               const Scratch& scratch, const StateRows& states) {
+                               const Scratch& scratch, StateRows states) {
   const RowSpan rows = alive(s);
+  const Score& score = plan_->scores[static_cast<std::size_t>(step.score)];
+  if (score.attention != 0.0f) {
+    // The mean of two logarithms is the logarithm of the geometric mean of what both receive.
+    const float* received = score_array(step.score);
+    for (int32_t r = rows.begin; r < rows.begin + rows.count; ++r) {
+      match_bias_[r] = -0.5f * score.attention * std::log(received[r] + kLeastAttention);
+    }
+    states.bias = match_bias_.data();
+  }
   const bool alternates = step.matching == Matching::kBipartite;
   const Sides sides =
       alternates ? alternate(s, scratch) : rank_energies(context, step, s, scratch, states);

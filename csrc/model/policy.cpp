@@ -36,6 +36,10 @@ void check_combination(const Plan& plan, const Step& step, const Score& score) {
   require(step.select.kind != SelectKind::kStride || step.select.k >= 2, "the stride is ",
           step.select.k, "; expected 2 or more");
   require(!score.keys || step.site == Site::kMid, "similarity of keys exists only at site mid");
+  require(score.attention == 0.0f || step.matching == Matching::kBipartite,
+          "similarity is weighed by attention in bipartite matching only");
+  require(score.attention == 0.0f || step.site == Site::kMid || step.site == Site::kPost,
+          "similarity weighed by attention exists at sites mid and post");
 }
 
 void check_step(const Plan& plan, const Step& step) {

@@ -66,9 +66,15 @@ struct Score {
   // kGate: logit of the token's state; of two outputs, the second minus the first.
   std::map<int32_t, std::shared_ptr<const Mlp>> gates;  // by layer of the step
   bool softmax = false;                                 // of the logits over the alive tokens
-  bool keys = false;  // kSimilarity: of head-mean keys, not of hidden states
+  // kSimilarity: of head-mean keys, not of hidden states; and how much it falls with the logarithm
+  // of the attention that the two tokens receive.
+  bool keys = false;
+  float attention = 0.0f;
 
-  bool from_attention() const { return kind <= ScoreKind::kColumnEntropy; }
+  bool from_attention() const {
+    return kind <= ScoreKind::kColumnEntropy ||
+           (kind == ScoreKind::kSimilarity && attention != 0.0f);
+  }
 };
 
 struct Step {

@@ -49,6 +49,7 @@ Pruner::Pruner(const EncoderConfig& config, const Sizes& most)
   if (most.merges) {
     log_size_ = AlignedArray<float>(tokens);
     leader_ = AlignedArray<int32_t>(tokens);
+    match_bias_ = AlignedArray<float>(tokens);
     match_macs_ = AlignedArray<int64_t>(sequences);
   }
   if (most.scores == 0) return;

@@ -126,7 +126,7 @@ class Pruner {
   Sides rank_energies(const Context& context, const Step& step, int64_t s, const Scratch& scratch,
                       const StateRows& states) const;
   int64_t merge_sequence(const Context& context, const Step& step, int64_t s,
-                         const Scratch& scratch, const StateRows& states);
+                         const Scratch& scratch, StateRows states);
   void pool_sequence(const Step& step, int64_t s, const Scratch& scratch);
   void combine_sequence(const Context& context, const Step& step, int64_t s, const Scratch& scratch,
                         const StateRows& states);
@@ -158,8 +158,9 @@ class Pruner {
   AlignedArray<float> dropped_weight_;
   AlignedArray<int32_t> list_count_, dropped_count_;
   AlignedArray<uint8_t> turned_passive_;
-  AlignedArray<int32_t> choice_;      // of predicted_ratio
-  AlignedArray<int32_t> leader_;      // of merging and pooling: first row of the group of a row
+  AlignedArray<int32_t> choice_;  // of predicted_ratio
+  AlignedArray<int32_t> leader_;  // of merging and pooling: first row of the group of a row
+  AlignedArray<float> match_bias_;
   AlignedArray<int64_t> match_macs_;  // [sequences]
   bool package_ = false;
   bool merge_ = false;

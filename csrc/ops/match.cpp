@@ -98,10 +98,12 @@ void best_matches(const Context& context, const MatchScratch& scratch, const Sta
                   std::span<const int32_t> from, std::span<const int32_t> to,
                   const Matches& matches) {
   const Cosines cosines(context, scratch, states, from, to);
-  cosines.for_each_row([&](int64_t i, const float* cosine) {
+  cosines.for_each_row([&](int64_t i, float* cosine) {
+    for (std::size_t j = 0; states.bias && j < to.size(); ++j) cosine[j] += states.bias[to[j]];
     const float* best = std::max_element(cosine, cosine + to.size());
     matches.partner[i] = static_cast<int32_t>(best - cosine);
-    matches.similarity[i] = *best;
+    matches.similarity[i] =
+        *best + (states.bias ? states.bias[from[static_cast<std::size_t>(i)]] : 0.0f);
   });
 }
 

@@ -16,6 +16,7 @@ struct StateRows {
   int64_t ld = 0;
   int64_t cols = 0;
   int64_t parts = 1;
+  const float* bias = nullptr;  // by row, added to the cosines of its pairs; null = none
 };
 
 // Scratch of one thread, for sequences of up to max_rows rows of max_cols values.
@@ -30,7 +31,8 @@ class MatchScratch {
 };
 
 // For every row of `from`, the index in `to` of its most similar row (ties: the lower index) and
-// their cosine. `to` is not empty. A cosine depends on its two rows only.
+// their similarity: the cosine plus the biases of both. `to` is not empty. A similarity depends on
+// its two rows only.
 struct Matches {
   int32_t* partner = nullptr;   // [from]
   float* similarity = nullptr;  // [from]

@@ -16,12 +16,14 @@ from tokprune_rt.loader import (
 )
 from tokprune_rt.model import Model
 from tokprune_rt.policy import (
+    CALIBRATED,
     ModelInfo,
     Policy,
     PolicySource,
     bind_policy,
     find_policy,
     load_policy,
+    shipped_policy,
 )
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8", "bf16x3")
@@ -41,7 +43,8 @@ def load(
         name: a model folder, an installed weight package or the model it carries, or a Hugging Face
             hub id.
         policy: ``"auto"`` uses the folder's token_policy.json if there is one, ``"off"`` runs
-            dense; else the path of a policy, its content as a dict, or a `Policy`.
+            dense, ``"calibrated"`` takes the policy that comes with this package for the model's
+            weights; else the path of a policy, its content as a dict, or a `Policy`.
         precision: arithmetic of the encoder layers' products: ``"fp32"``; ``"bf16x3"``, float32
             split into bfloat16 terms, made for AMX (without it: fp32); ``"bf16"``; ``"int8"``,
             uint8 activations scaled row by row and int8 weights per output channel. ``"auto"``
@@ -90,7 +93,10 @@ def choose_policy(
     """The policy that ``source`` stands for, checked against the model; None for a dense model."""
     if isinstance(source, str) and source == "off":
         return None
-    if isinstance(source, str) and source == "auto":
+    found: Policy | None
+    if isinstance(source, str) and source == CALIBRATED:
+        found = shipped_policy(setup.encoder_folder)
+    elif isinstance(source, str) and source == "auto":
         found = find_policy(folder)
     else:
         found = load_policy(source)

@@ -27,6 +27,7 @@ from .scores import (
     normalise,
     predicted_ratio,
     random_scores,
+    reads_attention,
     table_scores,
 )
 from .select import select
@@ -124,7 +125,7 @@ class _State:
 
         # Attention statistics by score index: of the last attention that ran, and the one before.
         used = {step["score"] for step in plan["steps"]}
-        self.asked = [i for i in sorted(used) if plan["scores"][i]["kind"] in ATTENTION]
+        self.asked = [i for i in sorted(used) if reads_attention(plan["scores"][i])]
         self.latest: dict[int, Tensor] = {}
         self.previous: dict[int, Tensor] = {}
         self.accumulated = {
@@ -298,6 +299,10 @@ class _State:
                 raise ValueError("keys exist at mid only")
             vectors = self.keys if spec["of"] == "keys" else self.x
             cosine = cosines(vectors[b, rows].numpy())
+            if spec["attention"]:
+                received = self.latest[step["score"]][b, rows].numpy().astype(np.float64)
+                loss = 0.5 * spec["attention"] * np.log(received + 1e-6)
+                cosine = cosine - loss[:, None] - loss[None]
         protected = self.protected[b, rows].numpy()
         found = group(step["select"], cosine, protected, self.n0[b])
 

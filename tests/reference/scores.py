@@ -18,6 +18,12 @@ from torch import Tensor
 ATTENTION = ("attn_col", "attn_cls", "attn_cum", "row_entropy", "col_entropy")
 NOISE_FREE = ("table", "random")
 
+
+def reads_attention(spec: Mapping[str, Any]) -> bool:
+    """Whether the score needs a statistic of the attention."""
+    return spec["kind"] in ATTENTION or spec.get("attention", 0) > 0
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "gelu": torch.nn.functional.gelu,
@@ -40,6 +46,8 @@ def attention_statistic(
     probs [B, H, S, S] (dead keys exactly 0), values [B, H, S, d/H], voters bool [B, S] (query rows
     alive at this attention), segments int [B, S]. Returns [B, S].
     """
+    if spec["kind"] == "similarity":
+        return (probs * voters[:, None, :, None]).sum(dim=2).mean(dim=1)
     if spec["kind"] == "attn_cls":
         first = probs[:, :, 0, :]
         if spec["value_norm"]:

@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ import numpy as np
 
 from tokprune_rt.bench.cpu import cpu_model
 from tokprune_rt.model import Model
-from tokprune_rt.policy import parse_policy
+from tokprune_rt.policy import parse_policy, weights_digest
 from tokprune_rt.tokenizer import Tokens
 
 from .families import FAMILIES, Family, Shares
-from .judge import Judge, LogitJudge, VectorJudge
+from .judge import Judge, LogitJudge, Quality, VectorJudge
 from .outcome import DEFAULT, Calibration, Measured
 from .passes import Passes, break_even, shortest_gain
-from .search import Point, loss_at, search
+from .search import Point, search, uniform_loss
 from .state import State
 
 # Profiles beside the chosen numbers: those of the path that come closest to these MACs.
@@ -33,6 +32,9 @@ _LEAST = 0.4
 # The race of the kinds of policies: texts, and the share of the multiply-adds it is decided at.
 _RACE_TEXTS, _RACE_MACS = 32, 0.75
 _MIN_TEXTS = 30
+_TIMED_TEXTS = 64
+# More of them would tell the search little that is new.
+_SEARCH_TOKENS = 12_000
 
 Tell = Callable[[str], object]
 
@@ -147,7 +149,7 @@ class _Run:
         self.model, self.settings, self.tell = model, settings, tell
         self.begin = time.monotonic()
         third = max(10, len(tokens) // 3)
-        self.seen = Passes(model, tokens[:third])
+        self.seen = Passes(model, _within(tokens[:third], _SEARCH_TOKENS))
         self.held_out = Passes(model, tokens[third:])
         digest = hashlib.sha256(b"".join(item.ids.tobytes() for item in tokens)).hexdigest()
         self.state = State(
@@ -158,12 +160,15 @@ class _Run:
             tell(f"{self.state.found} measurements of an earlier run are used again")
         # Never below one token; only what a kind of policy may touch.
         self.options: dict[str, Any] = {"protect_first": True, "protect_last": True}
-        self.measured: dict[tuple[str, Shares], Measured] = {}
+        self.timed = Passes(model, self.held_out.tokens[:_TIMED_TEXTS])
+        self.qualities: dict[Shares, tuple[Quality, float]] = {}
+        self.speedups: dict[Shares, float] = {}
+        self.latencies: dict[Shares, float] = {}
 
     def result(self) -> Calibration:
         race = self.race()
         name = min(race, key=lambda kind: race[kind])
-        family = FAMILIES[name]
+        self.family = family = FAMILIES[name]
         self.tell(f"best kind: {family.label}")
         if not self.state.speeds:
             self.tell("looking for the shortest texts that gain")
@@ -172,9 +177,9 @@ class _Run:
         speeds = self.state.speeds
         self.options["skip_below"] = shortest_gain(speeds)
         path = self.path(name, family)
-        judge = self.judge(self.held_out)
-        chosen = self.choose(family, path, judge)
-        rows = [dataclasses.replace(chosen, name=DEFAULT)]
+        self.judge, self.dense_macs = self.judged(self.held_out)
+        chosen = self.choose(path)
+        rows = [self.row(DEFAULT, chosen)]
         profiles: dict[str, Shares] = {}
         for profile, macs in PROFILES.items():
             point = min(path, key=lambda p: abs(p.macs - macs))
@@ -182,8 +187,7 @@ class _Run:
             if abs(point.macs - macs) > 0.06 or point.shares in profiles.values():
                 continue
             profiles[profile] = point.shares
-            self.tell(f"verifying profile {profile}")
-            rows.append(dataclasses.replace(self.measure(family, point, judge), name=profile))
+            rows.append(self.row(profile, point))
         facts = self.facts()
         provenance = {**facts, "rows": [row.to_dict() for row in rows]}
         options = {**self.options, "name": "calibrated", "provenance": provenance}
@@ -194,9 +198,10 @@ class _Run:
     def layers(self) -> int:
         return self.model.config.layers
 
-    def judge(self, passes: Passes) -> Judge:
-        dense, self.dense_macs = passes.run(None)
-        return VectorJudge(dense) if self.model.dimension else LogitJudge(dense)
+    def judged(self, passes: Passes) -> tuple[Judge, int]:
+        """A judge by the dense outputs, and the dense multiply-adds."""
+        dense, macs = passes.run(None)
+        return VectorJudge(dense) if self.model.dimension else LogitJudge(dense), macs
 
     def in_time(self) -> bool:
         budget = self.settings.budget
@@ -208,8 +213,7 @@ class _Run:
         return f"The search was ended by its budget of {self.settings.budget:g} minutes."
 
     def evaluator(self, name: str, family: Family, passes: Passes) -> Callable[[Shares], Point]:
-        dense, dense_macs = passes.run(None)
-        judge = VectorJudge(dense) if self.model.dimension else LogitJudge(dense)
+        judge, dense_macs = self.judged(passes)
 
         def evaluate(shares: Shares) -> Point:
             known = self.state.get(name, shares)
@@ -229,10 +233,7 @@ class _Run:
         for name, family in FAMILIES.items():
             self.tell(f"trying {family.label}")
             evaluate = self.evaluator(f"race {name}", family, few)
-            path = search(evaluate, self.layers, lambda p: p.macs < _RACE_MACS, self.in_time)
-            losses[name] = loss_at(path, _RACE_MACS)
-        if not any(loss < math.inf for loss in losses.values()):
-            raise ValueError("the budget ended before any kind of policy had been tried")
+            losses[name] = uniform_loss(evaluate, self.layers, _RACE_MACS)
         return losses
 
     def path(self, name: str, family: Family) -> list[Point]:
@@ -244,10 +245,13 @@ class _Run:
                 self.tell(f"{point.macs:.0%} of the multiply-adds, loss {point.loss:.4f}")
             return point.macs < least or (point.loss > worst and point.macs < PROFILES["fast"])
 
-        return search(evaluate, self.layers, enough, self.in_time)
+        try:
+            return search(evaluate, self.layers, enough, self.in_time)
+        finally:
+            self.state.write()
 
     def bounds(self) -> tuple[float, float]:
-        """Multiply-adds and loss at which the search may end."""
+        """Multiply-adds and loss at which the search ends."""
         settings = self.settings
         if settings.target_speedup is not None:
             # Time never falls as far as multiply-adds do.
@@ -260,71 +264,83 @@ class _Run:
     def wanted_quality(self) -> float:
         return 0.98 if self.settings.min_quality is None else self.settings.min_quality
 
-    def choose(self, family: Family, path: list[Point], judge: Judge) -> Measured:
+    def choose(self, path: list[Point]) -> Point:
         """The point that the settings ask for, found by halving the path."""
-        settings = self.settings
-        look = partial(self.measure, family, judge=judge)
+        settings, end = self.settings, path[-1]
+        reached = f"with {end.macs:.0%} of the multiply-adds"
         if settings.target_speedup is not None:
             wanted = settings.target_speedup
-            found = _first(path, lambda p: look(p).speedup >= wanted)
+            found = _first(path, lambda point: self.speedup(point) >= wanted)
             if found is None:
-                best = look(path[-1])
                 raise ValueError(
-                    f"a speed-up of {wanted:g} was not reached: with {best.macs:.0%} of the "
-                    f"multiply-adds these texts run {best.speedup:.2f} times as fast, at a "
-                    f"{judge.name} of {best.quality.value:.3f}"
+                    f"a speed-up of {wanted:g} was not reached: {reached} these texts run "
+                    f"{self.speedup(end):.2f} times as fast, at {self.told(end)}"
                 )
-            return look(found)
+            return found
         if settings.latency_ms is not None:
             limit = settings.latency_ms
-            found = _first(path, lambda p: (look(p).ms or 0.0) <= limit)
+            found = _first(path, lambda point: self.latency(point) <= limit)
             if found is None:
-                best = look(path[-1])
                 raise ValueError(
-                    f"{limit:g} ms a text were not reached: with {best.macs:.0%} of the "
-                    f"multiply-adds a text takes {best.ms:.2f} ms, at a {judge.name} of "
-                    f"{best.quality.value:.3f}"
+                    f"{limit:g} ms a text were not reached: {reached} a text takes "
+                    f"{self.latency(end):.2f} ms, at {self.told(end)}"
                 )
-            return look(found)
-        steps = path[1:]
-        worse = _first(steps, lambda p: look(p).quality.value < self.wanted_quality)
-        last = len(steps) - 1 if worse is None else steps.index(worse) - 1
-        if last < 0:
-            value = look(steps[0]).quality.value if steps else 1.0
+            return found
+        wanted = self.wanted_quality
+        worse = _first(path, lambda point: self.quality(point).value < wanted)
+        place = len(path) if worse is None else path.index(worse)
+        if place < 2:
+            mildest = path[min(1, len(path) - 1)]
             raise ValueError(
-                f"no policy keeps a {judge.name} of {self.wanted_quality:g} on these texts; the "
-                f"mildest has {value:.4f}"
+                f"no policy keeps a {self.judge.name} of {wanted:g} on these texts; the mildest "
+                f"that was tried has {self.told(mildest)}"
             )
-        return look(steps[last])
+        return path[place - 1]
 
-    def measure(self, family: Family, point: Point, judge: Judge) -> Measured:
-        """A point on the held-out texts."""
-        key = (family.label, point.shares)
-        if key not in self.measured:
-            document = family.document(point.shares, None, self.options)
-            found, macs = self.held_out.run(self.held_out.plan(document))
-            quality = judge.quality(found)
-            one = self.settings.latency_ms is not None
-            timed = Passes(self.model, self.held_out.tokens[:64])
-            dense, pruned = timed.time([None, document])
-            ms = None
-            if one:
-                ms = timed.time([document], one_by_one=True)[0].median_ms / len(timed.tokens)
-            speedup = pruned.times_faster_than(dense)
-            self.measured[key] = Measured(
-                "", point.shares, macs / self.dense_macs, speedup, quality, ms
-            )
+    def told(self, point: Point) -> str:
+        return f"a {self.judge.name} of {self.quality(point).value:.4f}"
+
+    def document(self, point: Point) -> dict[str, Any]:
+        return self.family.document(point.shares, None, self.options)
+
+    def quality(self, point: Point) -> Quality:
+        """Of a point on the held-out texts."""
+        if point.shares not in self.qualities:
+            found, macs = self.held_out.run(self.held_out.plan(self.document(point)))
+            quality = self.judge.quality(found)
+            self.qualities[point.shares] = (quality, macs / self.dense_macs)
             self.tell(
                 f"held out: {macs / self.dense_macs:.0%} of the multiply-adds, "
-                f"{speedup:.2f} times as fast, {judge.name} {quality.value:.4f}"
+                f"{self.judge.name} {quality.value:.4f}"
             )
-        return self.measured[key]
+        return self.qualities[point.shares][0]
+
+    def speedup(self, point: Point) -> float:
+        """Of a point against dense, on held-out texts."""
+        if point.shares not in self.speedups:
+            dense, pruned = self.timed.time([None, self.document(point)])
+            self.speedups[point.shares] = pruned.times_faster_than(dense)
+        return self.speedups[point.shares]
+
+    def latency(self, point: Point) -> float:
+        """Milliseconds for a held-out text in a call of its own."""
+        if point.shares not in self.latencies:
+            (found,) = self.timed.time([self.document(point)], one_by_one=True)
+            self.latencies[point.shares] = found.median_ms / len(self.timed.tokens)
+        return self.latencies[point.shares]
+
+    def row(self, name: str, point: Point) -> Measured:
+        self.tell(f"timing {name}")
+        quality = self.quality(point)
+        macs = self.qualities[point.shares][1]
+        ms = None if self.settings.latency_ms is None else self.latency(point)
+        return Measured(name, point.shares, macs, self.speedup(point), quality, ms)
 
     def facts(self) -> dict[str, Any]:
         asked = dataclasses.asdict(self.settings)
         return {
             "base_model": self.model.name,
-            "model": self.model.name,
+            "weights_sha256": weights_digest(self.model.setup.encoder_folder),
             "precision": self.model.precision,
             "threads": self.model.threads,
             "isa": self.model.isa,
@@ -335,6 +351,12 @@ class _Run:
             "settings": {name: value for name, value in asked.items() if value is not None},
             "seconds": round(time.monotonic() - self.begin),
         }
+
+
+def _within(tokens: Sequence[Tokens], limit: int) -> list[Tokens]:
+    """The first texts that hold so many tokens together, ten at least."""
+    total = np.cumsum([len(item) for item in tokens])
+    return list(tokens[: max(10, int((total <= limit).sum()))])
 
 
 def _first(path: Sequence[Point], holds: Callable[[Point], bool]) -> Point | None:

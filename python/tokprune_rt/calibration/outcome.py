@@ -109,7 +109,7 @@ class Calibration:
         timed = self.chosen.ms is not None
         columns += (["ms/text"] if timed else []) + measures
         lines = [
-            f"# Calibrated policy for {facts['model']}",
+            f"# Calibrated policy for {facts['base_model']}",
             "",
             f"{facts['held_out']} held-out texts ({facts['held_out_tokens']} tokens), "
             f"{facts['precision']}, {facts['threads']} threads, {facts['cpu']}. "

@@ -18,9 +18,10 @@ from tokprune_rt.policy import compile_plan, parse_policy
 from tokprune_rt.tokenizer import Tokens
 
 _BATCH = 32
-_ROUNDS, _SECONDS = 7, 20.0
-# Lengths in tokens at which the break-even is looked for.
-LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_ROUNDS, _SECONDS = 5, 15.0
+# The break-even: lengths in tokens at which it is looked for, and what each may take.
+LENGTHS = (16, 24, 32, 48, 64, 96, 128, 256)
+_SHORT_ROUNDS, _SHORT_SECONDS = 5, 2.0
 
 Floats = NDArray[np.float32]
 
@@ -57,14 +58,18 @@ class Passes:
         return result, macs
 
     def time(
-        self, documents: Sequence[Mapping[str, Any] | None], *, one_by_one: bool = False
+        self,
+        documents: Sequence[Mapping[str, Any] | None],
+        *,
+        one_by_one: bool = False,
+        rounds: int = _ROUNDS,
+        seconds: float = _SECONDS,
     ) -> list[Timing]:
         """Times of passes over all texts, in turns; ``one_by_one``: a call for every text."""
-        return alternate(
-            [self._call(self.plan(document), one_by_one) for document in documents],
-            _ROUNDS,
-            _SECONDS,
-        )
+        calls = [self._call(self.plan(document), one_by_one) for document in documents]
+        for call in calls:
+            call()
+        return alternate(calls, rounds, seconds)
 
     def _call(self, plan: _core.Plan | None, one_by_one: bool) -> Callable[[], object]:
         if not one_by_one:
@@ -97,7 +102,7 @@ def break_even(passes: Passes, document: Mapping[str, Any]) -> dict[int, float]:
     for length in LENGTHS:
         cut = passes.cut(length)
         if cut is not None:
-            dense, pruned = cut.time([None, document])
+            dense, pruned = cut.time([None, document], rounds=_SHORT_ROUNDS, seconds=_SHORT_SECONDS)
             found[length] = pruned.times_faster_than(dense)
     return found
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from .families import SHARES, Shares
+
+_HALVINGS = 4
 
 
 @dataclass(frozen=True)
@@ -71,21 +73,29 @@ def _next(
             return trials[layer] if prices[layer] < math.inf else None
         if not go_on():
             return None
-        trial = evaluate(raised(current.shares, layer))
+        trial = current
+        # Of a few tokens a small share is none.
+        while trial.macs >= current.macs and trial.shares[layer] < SHARES[-1]:
+            trial = evaluate(_raised(trial.shares, layer))
         trials[layer] = trial
         saved = current.macs - trial.macs
         prices[layer] = (trial.loss - current.loss) / saved if saved > 0 else math.inf
 
 
-def loss_at(path: Sequence[Point], macs: float) -> float:
-    """The loss between the points of a path, at a share of the multiply-adds."""
-    falling = sorted(path, key=lambda point: point.macs)
-    if macs < falling[0].macs:
-        return math.inf
-    return float(np.interp(macs, [p.macs for p in falling], [p.loss for p in falling]))
-
-
-def raised(shares: Sequence[float], layer: int) -> Shares:
-    """The shares with the next larger one in one layer."""
+def _raised(shares: Shares, layer: int) -> Shares:
     larger = SHARES[SHARES.index(shares[layer]) + 1]
     return (*shares[:layer], larger, *shares[layer + 1 :])
+
+
+def uniform_loss(evaluate: Evaluate, layers: int, macs: float) -> float:
+    """The loss at a share of the multiply-adds when every layer loses the same share of tokens.
+
+    Infinite when that share is out of reach.
+    """
+    low, high = Point((0.0,) * layers, 1.0, 0.0), evaluate((SHARES[-1],) * layers)
+    if high.macs > macs:
+        return math.inf
+    for _ in range(_HALVINGS):
+        middle = evaluate((round((low.shares[0] + high.shares[0]) / 2, 4),) * layers)
+        low, high = (middle, high) if middle.macs > macs else (low, middle)
+    return float(np.interp(macs, [high.macs, low.macs], [high.loss, low.loss]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from .search import Point
 
 NAME = "calibration.json"
 
+# Seconds of work that a kill may cost; a write waits for the disk.
+_EVERY = 5.0
+
 
 class State:
-    """Measurements by name of the search, written after each.
+    """Measurements by name of the search, written now and then.
 
     Args:
         folder: where the file lies.
@@ -32,6 +36,7 @@ class State:
         self._points: dict[str, dict[Shares, Point]] = {}
         self.speeds: dict[int, float] = {}
         self.found = 0
+        self._written = -_EVERY
         if self._path.exists():
             self._read()
 
@@ -42,14 +47,16 @@ class State:
     def put(self, name: str, point: Point) -> None:
         """Keep a measurement."""
         self._points.setdefault(name, {})[point.shares] = point
-        self._write()
+        if time.monotonic() - self._written > _EVERY:
+            self.write()
 
     def put_speeds(self, speeds: Mapping[int, float]) -> None:
         """Keep the speed-ups by length."""
         self.speeds = dict(speeds)
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Put everything into the file."""
         points = {
             name: [[list(p.shares), p.macs, p.loss] for p in found.values()]
             for name, found in self._points.items()
@@ -57,6 +64,7 @@ class State:
         with atomic_file(self._path) as file:
             content = {"job": self._job, "points": points, "speeds": self.speeds}
             file.write(json.dumps(content).encode())
+        self._written = time.monotonic()
 
     def _read(self) -> None:
         try:

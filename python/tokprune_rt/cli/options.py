@@ -29,8 +29,8 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="auto|off|FILE",
-        help="auto (default): the model folder's own policy, if it has one; off: dense; or a "
-        "policy file.",
+        help="auto (default): the model folder's own policy, if it has one; off: dense; "
+        "calibrated: the one that comes with this package; or a policy file.",
         rich_help_panel=_PRUNING,
         show_default=False,
     ),

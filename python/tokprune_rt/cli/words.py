@@ -165,7 +165,8 @@ def _score_words(score: Score) -> str:
 
     name = f'"{score.id}": '
     if score.kind == "similarity":
-        return f"{name}cosine of two tokens' {'keys' if score.of == 'keys' else 'states'}"
+        weighed = f", weighed by attention ({score.attention:g})" if score.attention else ""
+        return f"{name}cosine of two tokens' {'keys' if score.of == 'keys' else 'states'}{weighed}"
     if score.kind == "uniform":
         return f"{name}none, all tokens alike"
     if score.kind == "table":

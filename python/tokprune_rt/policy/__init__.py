@@ -39,9 +39,11 @@ from .schema import (
     Step,
     policy_hash,
 )
+from .shipped import CALIBRATED, shipped_policy, weights_digest
 from .storage import JSON_NAME, TENSORS_NAME
 
 __all__ = [
+    "CALIBRATED",
     "JSON_NAME",
     "OFF",
     "PRESETS",
@@ -64,4 +66,6 @@ __all__ = [
     "parse_policy",
     "policy_hash",
     "preset",
+    "shipped_policy",
+    "weights_digest",
 ]

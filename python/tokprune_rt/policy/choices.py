@@ -63,6 +63,9 @@ class Score:
         of: what `similarity` compares: "hidden", the states X_j (at `mid` those after attention,
             residual and LayerNorm), or "keys", the heads' mean of the layer's key vectors; keys
             only at `mid`, by the first step there.
+        attention: of `similarity`: it falls by this, times the mean logarithm of what both tokens
+            receive (c_j, head mean), so that tokens that matter little merge first. For `bipartite`
+            at `mid` and `post`, with the attention of that layer.
     """
 
     id: str
@@ -83,11 +86,12 @@ class Score:
     activation: str = "gelu"
     softmax: bool = False
     of: str = "hidden"
+    attention: float = 0.0
 
     @property
     def reads_attention(self) -> bool:
         """Whether the score is computed from attention probabilities."""
-        return self.kind.startswith("attn_") or self.kind in ENTROPIES
+        return self.kind.startswith("attn_") or self.kind in ENTROPIES or self.attention > 0
 
     @property
     def reads_first_row(self) -> bool:

@@ -88,7 +88,7 @@ def _score(policy: Policy, score: Score) -> dict[str, Any]:
             "layers": {i: perceptron(policy, str(score.tensor), i) for i in sorted(layers)},
         }
     if score.kind == "similarity":
-        return {"kind": score.kind, "of": score.of}
+        return {"kind": score.kind, "of": score.of, "attention": score.attention}
     if score.kind == "uniform":
         return {"kind": score.kind}
     return {

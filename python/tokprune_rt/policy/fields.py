@@ -76,7 +76,10 @@ SCORES: dict[str, dict[str, Field]] = {
         "activation": Field(_activation, "gelu"),
         "softmax": Field(boolean, False),
     },
-    "similarity": {"of": Field(choice("hidden", "keys"), "hidden")},
+    "similarity": {
+        "of": Field(choice("hidden", "keys"), "hidden"),
+        "attention": Field(number(0), 0.0),
+    },
     "uniform": {},
 }
 """Fields of each kind of score, beside "kind"."""

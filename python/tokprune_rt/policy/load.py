@@ -52,7 +52,9 @@ def load_policy(source: PolicySource) -> Policy:
         return parse_policy(source)
     if not isinstance(source, (str, os.PathLike)):
         kind = type(source).__name__
-        raise TypeError(f'a policy must be "auto", "off", a path, a dict or a Policy, not {kind}')
+        raise TypeError(
+            f'a policy must be "auto", "off", "calibrated", a path, a dict or a Policy, not {kind}'
+        )
     path = Path(source)
     return _load_file(path / JSON_NAME if path.is_dir() else path)
 

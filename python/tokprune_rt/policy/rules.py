@@ -136,6 +136,10 @@ def _check_score_use(score: Score, step: Step, path: str, protect: Protect) -> N
         return
     at = f"{path}.site"
     used = f'"{step.site}" at layer {step.layers[0]} for {score.kind} "{score.id}"'
+    if score.kind == "similarity":
+        if step.site not in ("mid", "post"):
+            fail(at, f"{used} weighed by attention", '"mid" or "post"')
+        return
     if step.site == "embed" or (step.site == "pre" and step.layers[0] == 0):
         fail(at, used, "a site after the first attention")
     source = f"{child('$.scores', score.id)}.from"
@@ -163,6 +167,9 @@ def _check_grouping(policy: Policy, index: int) -> None:
             found = f'"{step.action}" with select kind "{select.kind}" on {score.kind} "{score.id}"'
             allowed = f'"{action}" exactly with select kind {names(selectors)} on a score of {kind}'
             fail(f"{path}.action.kind", found, allowed)
+    if score.attention and select.kind != "bipartite":
+        found = f'"{select.kind}" on similarity "{score.id}" weighed by attention'
+        fail(f"{path}.select.kind", found, '"bipartite"')
     if score.kind != "similarity" or score.of != "keys":
         return
     if step.site != "mid":
