@@ -13,7 +13,7 @@ from tokprune_rt import Model, _core
 from tokprune_rt.calibration.passes import Passes
 from tokprune_rt.loading import choose_policy
 from tokprune_rt.outputs import dense_macs
-from tokprune_rt.policy import PolicySource, compile_plan, preset
+from tokprune_rt.policy import Policy, PolicySource, compile_plan, preset
 from tokprune_rt.tokenizer import Tokens
 
 Document = dict[str, Any]
@@ -100,9 +100,14 @@ class Embedded:
     macs: float
 
 
+def policy_of(model: Model, source: PolicySource) -> Policy | None:
+    """What `tokprune_rt.load` would take for this model."""
+    return choose_policy(source, model.folder, model.config, model.setup)
+
+
 def plan_of(model: Model, policy: PolicySource, profile: str | None = None) -> _core.Plan | None:
     """A policy ready for `embed`; one model runs any number of them."""
-    chosen = choose_policy(policy, model.folder, model.config, model.setup)
+    chosen = policy_of(model, policy)
     compiled = None if chosen is None else compile_plan(chosen, profile)
     return None if compiled is None else _core.Plan(compiled)
 

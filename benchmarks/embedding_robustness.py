@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from embedding_policies import LAYERS, METHODS, embed, plan_of, strength_for
+from embedding_policies import LAYERS, METHODS, embed, plan_of, policy_of, strength_for
 from embedding_quality import sample_of
 from embedding_words import CLASSES, fates, negation_felt
 from pruning_sets import wnut
@@ -29,7 +29,7 @@ from quality_data import newsgroups, sst2, vaswani
 import tokprune_rt
 from tokprune_rt import Model, _core
 from tokprune_rt.files import atomic_file
-from tokprune_rt.policy import load_policy, preset
+from tokprune_rt.policy import preset
 from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train import Sentences
 
@@ -208,7 +208,7 @@ def main() -> None:
     merging = {
         name
         for name, source in sources.items()
-        if any(step.groups for step in load_policy(source).steps)
+        if any(step.groups for step in getattr(policy_of(model, source), "steps", ()))
     }
 
     texts = domains(options.data)
