@@ -10,6 +10,7 @@ import numpy as np
 from quality import LAYERS, SEPARATOR, Vectors
 
 from tokprune_rt import Model, _core
+from tokprune_rt.calibration.families import FAMILIES
 from tokprune_rt.calibration.passes import Passes
 from tokprune_rt.loading import choose_policy
 from tokprune_rt.outputs import dense_macs
@@ -56,6 +57,12 @@ def _unbiased(document: Document) -> Document:
     return {**document, "steps": steps}
 
 
+def _weighed(document: Document) -> Document:
+    """Similar tokens that receive little attention merge first, as `tokprune calibrate` does."""
+    score = FAMILIES["merge-weighed"].score
+    return {**document, "scores": {name: score for name in document["scores"]}}
+
+
 def _merge(keep: float, metric: str = "hidden", **options: Any) -> Document:
     return preset("tome", layers=LAYERS, ratio=keep, metric=metric, **options)
 
@@ -77,6 +84,7 @@ METHODS: dict[str, Callable[[float], Document]] = {
     "pitome, keys": lambda keep: preset("pitome", layers=LAYERS, ratio=keep),
     "pitome, hidden": lambda keep: preset("pitome", layers=LAYERS, ratio=keep, metric="hidden"),
     "merge": _merge,
+    "merge, by attention, too": lambda keep: _weighed(_merge(keep)),
     "merge, kept mean": lambda keep: _over(_merge(keep), "kept"),
     "merge, no log-size bias": lambda keep: _unbiased(_merge(keep)),
     "merge, skip_below 32": lambda keep: _merge(keep, skip_below=32),
