@@ -11,7 +11,6 @@ loses at most half a point on training examples; the scores shown are of the tes
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from quality_data import Labelled, sst2
+from quality_data import Labelled, newsgroups, sst2
 from safetensors.numpy import load_file
 
 import tokprune_rt
@@ -134,13 +133,10 @@ def documents(folder: Path, _: Path) -> Task:
     tokenizer.enable_truncation(max_length=512)
 
     def read(split: str, count: int) -> tuple[Ids, NDArray[Any]]:
-        (path,) = (folder / "20newsgroups").glob(f"*{split}*.jsonl.gz")
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:count]]
-        encodings = tokenizer.encode_batch([row["text"] for row in rows])
+        found = newsgroups(folder, split, count)
+        encodings = tokenizer.encode_batch(found.texts)
         ids = [np.array(e.ids, dtype=np.int32) for e in encodings]
-        return ids, np.array([row["label"] for row in rows])
+        return ids, found.labels
 
     train, train_labels = read("train", INDEX + HELD_OUT)
     test, labels = read("test", TEST)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from quality_data import trec_questions
 
 from tokprune_rt.tokenizer import TextOrPair
 from tokprune_rt.train import Columns, Data, Examples, Questions, Sentences, read_examples
@@ -36,10 +35,8 @@ def sick(name: str) -> Reader:
 
 def trec(name: str) -> Reader:
     def read(folder: Path) -> Examples:
-        with zipfile.ZipFile(folder / "trec" / "qc.zip") as archive:
-            lines = io.TextIOWrapper(archive.open(f"qc/{name}.txt"), encoding="latin-1")
-            pairs = [line.strip().split(" ", 1) for line in lines if line.strip()]
-        return Examples([text for _, text in pairs], [kind.split(":")[0] for kind, _ in pairs])
+        found = trec_questions(folder, name)
+        return Examples([*found.texts], found.labels.tolist())
 
     return read
 

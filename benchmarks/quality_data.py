@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
+import json
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +32,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Sentences with their class, int64 [n]."""
+    """Texts with their class, a number or a name for each [n]."""
 
     texts: list[str]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,31 @@ def sst2(folder: Path, split: str) -> Labelled:
     """``train`` or ``dev`` of SST-2."""
     rows = list(_rows(folder / "glue" / "SST-2" / f"{split}.tsv"))[1:]
     return Labelled([row[0].strip() for row in rows], np.array([int(row[1]) for row in rows]))
+
+
+def newsgroups(folder: Path, split: str, count: int, *, bodies: bool = False) -> Labelled:
+    """``count`` texts of 20 Newsgroups ("bydate"), drawn at random from ``train`` or ``test``.
+
+    ``bodies``: without the headers, which end at the first empty line; without empty texts.
+    """
+    (path,) = (folder / "20newsgroups").glob(f"*{split}*.jsonl.gz")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    if bodies:
+        rows = [{**row, "text": row["text"].partition("\n\n")[2].strip()} for row in rows]
+        rows = [row for row in rows if row["text"]]
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:count]]
+    return Labelled([row["text"] for row in rows], np.array([row["label"] for row in rows]))
+
+
+def trec_questions(folder: Path, split: str) -> Labelled:
+    """TREC's questions of ``train`` or ``test`` with their coarse types."""
+    with zipfile.ZipFile(folder / "trec" / "qc.zip") as archive:
+        lines = io.TextIOWrapper(archive.open(f"qc/{split}.txt"), encoding="latin-1")
+        pairs = [line.strip().split(" ", 1) for line in lines if line.strip()]
+    return Labelled(
+        [text for _, text in pairs], np.array([kind.split(":")[0] for kind, _ in pairs])
+    )
 
 
 def _trec(path: Path, item: str, number: str) -> dict[str, str]:

@@ -16,11 +16,11 @@ from tiny_models import CORPUS
 import tokprune_rt
 from tokprune_rt.bench.timing import alternate
 from tokprune_rt.calibration import Settings, calibrate, judge, passes
-from tokprune_rt.calibration.calibrate import draw
 from tokprune_rt.calibration.families import FAMILIES, SHARES
 from tokprune_rt.calibration.passes import shortest_gain
+from tokprune_rt.calibration.sample import draw
 from tokprune_rt.calibration.search import Point, search, uniform_loss
-from tokprune_rt.policy import load_policy, parse_policy
+from tokprune_rt.policy import PolicyError, load_policy, parse_policy
 
 LAYERS = 3
 TEXTS = [" ".join([CORPUS[i % 6], CORPUS[(i * 5 + 1) % 6], str(i)]) for i in range(45)]
@@ -258,3 +258,30 @@ def test_command(tiny: BuildModel, tmp_path: Path) -> None:
     assert load_policy(folder).name == "calibrated"
     wrong = run("calibrate", tiny("bert"), "--texts", texts, "--min-quality", "2", code=2)
     assert "min_quality: found 2.0" in wrong.stderr
+
+
+def test_a_policy_comes_with_the_package(minilm: Any, minilm_folder: Path) -> None:
+    model = tokprune_rt.load(minilm_folder, policy="calibrated")
+    assert model.policy is not None and model.policy.output is not None
+    assert model.policy.output.over == "size"
+    assert minilm.policy is None
+    assert model.profiles == ["off", "light", "balanced", "fast", "fastest"]
+    long = " ".join(CORPUS[:6] + CORPUS[:6])
+    dense = minilm.encode(long, normalize_embeddings=True)
+    np.testing.assert_array_equal(
+        model.encode(long, profile="off", normalize_embeddings=True), dense
+    )
+    cosines = [
+        float(model.encode(long, profile=name, normalize_embeddings=True) @ dense)
+        for name in ("light", None, "fastest")
+    ]
+    assert 1 > cosines[0] > cosines[1] > cosines[2] > 0.8
+    # Below skip_below nothing changes.
+    np.testing.assert_array_equal(model.encode(CORPUS[0]), minilm.encode(CORPUS[0]))
+    ids = [item.ids for item in minilm.tokenizer.tokenize([long])]
+    assert model.forward(ids).stats.kept_per_sequence[-1][0] < 0.6 * len(ids[0])
+
+
+def test_no_policy_comes_for_other_weights(tiny: BuildModel) -> None:
+    with pytest.raises(PolicyError, match=r"no calibrated policy .* for all-MiniLM-L6-v2\. `tok"):
+        tokprune_rt.load(tiny("bert"), policy="calibrated")

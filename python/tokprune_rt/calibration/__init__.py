@@ -4,8 +4,9 @@
 model, measures the time on this machine, and writes the best ones as profiles of one policy.
 """
 
-from .calibrate import Settings, calibrate
+from .calibrate import calibrate
 from .judge import Quality
 from .outcome import Calibration, Measured
+from .sample import Settings
 
 __all__ = ["Calibration", "Measured", "Quality", "Settings", "calibrate"]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import random
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ from tokprune_rt.tokenizer import Tokens
 from .families import FAMILIES, Family, Shares
 from .judge import Judge, LogitJudge, Quality, VectorJudge
 from .outcome import DEFAULT, Calibration, Measured
-from .passes import Passes, break_even, shortest_gain
+from .passes import LENGTHS, Passes, break_even, shortest_gain
+from .sample import Settings, draw
 from .search import Point, search, uniform_loss
 from .state import State
 
@@ -31,50 +30,14 @@ PROFILES = {"light": 0.85, "balanced": 0.7, "fast": 0.58, "fastest": 0.48}
 _LEAST = 0.4
 # The race of the kinds of policies: texts, and the share of the multiply-adds it is decided at.
 _RACE_TEXTS, _RACE_MACS = 32, 0.75
-_MIN_TEXTS = 30
 _TIMED_TEXTS = 64
+_HALVINGS = 2
+# Short texts lose more; from this much more than what is asked for on they run dense.
+_SHORT_LOSS = 0.01
 # More of them would tell the search little that is new.
 _SEARCH_TOKENS = 12_000
 
 Tell = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked for; of the first three one at most, none means ``min_quality`` 0.98.
-
-    Attributes:
-        target_speedup: times as fast as dense, batches of 32, measured on the held-out texts.
-        min_quality: least `Quality.value` on the held-out texts.
-        latency_ms: most milliseconds for one text in a call of its own, mean over held-out texts.
-        sample: texts to draw; a third is searched with, the rest is held out.
-        budget: minutes after which the search ends with what it has found; None: no limit.
-        seed: of the draw.
-    """
-
-    target_speedup: float | None = None
-    min_quality: float | None = None
-    latency_ms: float | None = None
-    sample: int = 300
-    budget: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        asked = {
-            "target_speedup": (self.target_speedup, 1.0, math.inf),
-            "min_quality": (self.min_quality, 0.0, 1.0),
-            "latency_ms": (self.latency_ms, 0.0, math.inf),
-        }
-        given = [name for name, (value, _, _) in asked.items() if value is not None]
-        if len(given) > 1:
-            raise ValueError(f"give only one of {' and '.join(given)}")
-        for name, (value, low, high) in asked.items():
-            if value is not None and not low < value < high:
-                raise ValueError(f"{name}: found {value}; allowed: above {low:g}, below {high:g}")
-        if self.sample < _MIN_TEXTS:
-            raise ValueError(f"sample: found {self.sample}; allowed: {_MIN_TEXTS} or more")
-        if self.budget is not None and not self.budget > 0:
-            raise ValueError(f"budget: found {self.budget}; allowed: above 0 minutes")
 
 
 def calibrate(
@@ -111,28 +74,6 @@ def calibrate(
     drawn = draw(texts, settings.sample, settings.seed)
     tokens = model.tokenizer.tokenize(drawn)
     return _Run(model, tokens, folder, settings, tell).result()
-
-
-def draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
-    """``count`` texts at random, in random order, with no more than those in memory.
-
-    Blank ones are left out. Raises ValueError for fewer than 30.
-    """
-    source = random.Random(seed)
-    kept: list[str] = []
-    seen = 0
-    for text in texts:
-        if not text.strip():
-            continue
-        seen += 1
-        if len(kept) < count:
-            kept.append(text)
-        elif (place := source.randrange(seen)) < count:
-            kept[place] = text
-    if len(kept) < _MIN_TEXTS:
-        raise ValueError(f"found {len(kept)} texts; a calibration needs {_MIN_TEXTS} or more")
-    source.shuffle(kept)
-    return kept
 
 
 class _Run:
@@ -179,6 +120,12 @@ class _Run:
         path = self.path(name, family)
         self.judge, self.dense_macs = self.judged(self.held_out)
         chosen = self.choose(path)
+        qualities = self.by_length(chosen)
+        if self.options["skip_below"] < (least := self.shortest_good(qualities)):
+            self.tell(f"texts below {least} tokens run dense")
+            self.options["skip_below"] = least
+            self.forget()
+            chosen = self.choose(path)
         rows = [self.row(DEFAULT, chosen)]
         profiles: dict[str, Shares] = {}
         for profile, macs in PROFILES.items():
@@ -192,7 +139,7 @@ class _Run:
         provenance = {**facts, "rows": [row.to_dict() for row in rows]}
         options = {**self.options, "name": "calibrated", "provenance": provenance}
         policy = parse_policy(family.document(chosen.shares, profiles, options))
-        return Calibration(policy, rows, family.label, race, speeds, facts, self.note())
+        return Calibration(policy, rows, family.label, race, speeds, qualities, facts, self.note())
 
     @property
     def layers(self) -> int:
@@ -295,7 +242,42 @@ class _Run:
                 f"no policy keeps a {self.judge.name} of {wanted:g} on these texts; the mildest "
                 f"that was tried has {self.told(mildest)}"
             )
-        return path[place - 1]
+        return path[place - 1] if worse is None else self.between(path[place - 1], worse)
+
+    def between(self, good: Point, bad: Point) -> Point:
+        """The last point that is good enough on the way from one to the next of a path."""
+        for _ in range(_HALVINGS):
+            shares = tuple((a + b) / 2 for a, b in zip(good.shares, bad.shares, strict=True))
+            middle = Point(shares, (good.macs + bad.macs) / 2, (good.loss + bad.loss) / 2)
+            if self.quality(middle).value >= self.wanted_quality:
+                good = middle
+            else:
+                bad = middle
+        return good
+
+    def by_length(self, point: Point) -> dict[int, float]:
+        """Length in tokens -> quality of a point on texts cut to it."""
+        found = {}
+        for length in LENGTHS:
+            cut = self.seen.cut(length)
+            if cut is not None:
+                outputs, _ = cut.run(cut.plan(self.document(point)))
+                found[length] = self.judged(cut)[0].quality(outputs).value
+        return found
+
+    def shortest_good(self, qualities: Mapping[int, float]) -> int:
+        """The length from which on quality is close to what is asked for, at most a usual one."""
+        if self.settings.target_speedup or self.settings.latency_ms:
+            return 0
+        usual = float(np.median([len(item) for item in self.seen.tokens]))
+        bad = [n for n, value in qualities.items() if value < self.wanted_quality - _SHORT_LOSS]
+        good = [n for n in qualities if n > max(bad, default=0) and n <= usual]
+        return min(good) if bad and good else 0
+
+    def forget(self) -> None:
+        """Measurements on held-out texts, when they no longer are of the policy's limits."""
+        for found in (self.qualities, self.speedups, self.latencies):
+            found.clear()
 
     def told(self, point: Point) -> str:
         return f"a {self.judge.name} of {self.quality(point).value:.4f}"

@@ -51,7 +51,8 @@ class Calibration:
         rows: the policy's own numbers and its profiles, measured on held-out texts.
         family: the kind of policy that won.
         race: kind -> loss at the multiply-adds of the race, lower is better.
-        speeds: length in tokens -> speed-up, from which `skip_below` comes.
+        speeds: length in tokens -> speed-up of a usual policy, where the break-even shows.
+        qualities: length in tokens -> quality of the policy's own numbers, whatever `skip_below`.
         facts: model, precision, threads, numbers of texts and tokens, seed, seconds.
         note: what to know about the result, or None.
     """
@@ -61,6 +62,7 @@ class Calibration:
     family: str
     race: dict[str, float]
     speeds: dict[int, float]
+    qualities: dict[int, float]
     facts: dict[str, Any]
     note: str | None = None
 
@@ -77,6 +79,7 @@ class Calibration:
             "rows": [row.to_dict() for row in self.rows],
             "race": self.race,
             "speeds": {str(length): speed for length, speed in self.speeds.items()},
+            "qualities": {str(length): value for length, value in self.qualities.items()},
             "skip_below": self.policy.limits.skip_below,
             "facts": self.facts,
             "note": self.note,
@@ -131,9 +134,12 @@ class Calibration:
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", "MACs: multiply-adds, of the dense model's at the real lengths.", ""]
         speeds = ", ".join(f"{n}: {speed:.2f}" for n, speed in self.speeds.items())
+        lines.append(f"Times as fast by tokens per text, 15% leaving every layer: {speeds}.")
+        by_length = ", ".join(f"{n}: {value:.3f}" for n, value in self.qualities.items())
+        what = "Cosine" if vectors else "Agreement"
         lines.append(
-            f"Times as fast by tokens per text: {speeds}. Texts below "
-            f"{self.policy.limits.skip_below} tokens run dense."
+            f"{what} by tokens per text: {by_length}. Texts below {self.policy.limits.skip_below} "
+            "tokens run dense."
         )
         race = ", ".join(f"{name} {loss:.4f}" for name, loss in self.race.items())
         lines += ["", f"Loss of the kinds at equal multiply-adds: {race}."]

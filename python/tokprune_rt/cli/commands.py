@@ -7,6 +7,7 @@ import typer
 from tokprune_rt.cli.bench import bench
 from tokprune_rt.cli.calibrate import calibrate
 from tokprune_rt.cli.demo import demo
+from tokprune_rt.cli.distilling import distil
 from tokprune_rt.cli.embed import embed
 from tokprune_rt.cli.encode import encode
 from tokprune_rt.cli.evaluate import evaluate
@@ -26,5 +27,6 @@ def register(app: typer.Typer) -> None:
     app.command()(calibrate)
     app.command()(finetune)
     app.command()(train)
+    app.command()(distil)
     app.command()(evaluate)
     app.add_typer(import_app)

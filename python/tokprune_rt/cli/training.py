@@ -51,20 +51,9 @@ def _run(
     settings: dict[str, Any],
     threads: int | None,
 ) -> Run:
-    need_torch()
-    import torch
-
-    from tokprune_rt._core import default_threads
+    prepare(settings["device"], threads)
     from tokprune_rt.train import Columns, Run, Settings, read_examples
-    from tokprune_rt.train.folders import quiet_transformers
 
-    torch.set_num_threads(threads or default_threads())
-    device = settings["device"]
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: {error}") from error
-    quiet_transformers()
     text, pair, label = columns
     chosen = Columns(text, label, pair)
     return Run(
@@ -76,8 +65,32 @@ def _run(
         metric,
         max_length,
         Settings(**settings),
-        lambda line: err().print(line, markup=False, soft_wrap=True),
+        say,
     )
+
+
+def prepare(device: str, threads: int | None) -> None:
+    """What every command that trains does first.
+
+    Raises ImportError that says what to install, and ValueError for a device that is not there.
+    """
+    need_torch()
+    import torch
+
+    from tokprune_rt._core import default_threads
+    from tokprune_rt.train.folders import quiet_transformers
+
+    torch.set_num_threads(threads or default_threads())
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: {error}") from error
+    quiet_transformers()
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    err().print(line, markup=False, soft_wrap=True)
 
 
 # What checkpoints call by other names than the command line.
@@ -88,11 +101,12 @@ _CALLED = {
     "labels": "labels",
     "examples": "numbers of examples",
     "method": "method",
+    "dense": "--dense-share",
 }
 
 
 @contextmanager
-def _resumable(run: Run) -> Iterator[None]:
+def resumable(target: Path) -> Iterator[None]:
     """Errors and interruptions that speak of the command: its options, and how it goes on."""
     from tokprune_rt.train.loop import OtherRunError
     from tokprune_rt.train.runs import checkpoint_of
@@ -106,7 +120,7 @@ def _resumable(run: Run) -> Iterator[None]:
 
         raise ValueError(error.told(call)) from error
     except KeyboardInterrupt:
-        path = checkpoint_of(run.out)
+        path = checkpoint_of(target)
         if path is None:
             error_line("interrupted before the first checkpoint; the same command begins anew")
         else:
@@ -178,7 +192,7 @@ def finetune(
     )
     from tokprune_rt.train import finetune as recipe
 
-    with _resumable(run):
+    with resumable(target):
         result = recipe(run, epochs=epochs, rate=rate, policy=policy)
     _report(result)
 
@@ -300,7 +314,7 @@ def train(
     schedule = replace(
         SCHEDULES[method], **{name: value for name, value in changes.items() if value is not None}
     )
-    with _resumable(run):
+    with resumable(target):
         result = recipe(run, target=macs, speedup=speedup, schedule=schedule, **given)
     _report(result)
 

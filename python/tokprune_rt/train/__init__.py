@@ -2,7 +2,8 @@
 
 `finetune` makes a dense classifier, regression, tagger or question answering of an encoder;
 `train_ltp`, `train_top`, `train_gate` and `train_power_bert` learn what to prune of it; `evaluate`
-runs the result in the runtime. `import_ltp`, `import_top` and `import_lat` read what the published
+runs the result in the runtime. `distil` teaches an embedding model its own vectors under a policy,
+without labels. `import_ltp`, `import_top` and `import_lat` read what the published
 codes wrote. The results are ordinary model folders: transformers loads them dense,
 `tokprune_rt.load` pruned.
 """
@@ -10,6 +11,7 @@ codes wrote. The results are ordinary model folders: transformers loads them den
 from __future__ import annotations
 
 from tokprune_rt.train.data import Data, Examples, Question, Questions, Sentences
+from tokprune_rt.train.distilling import Distilled, DistilRun, DistilSchedule, distil
 from tokprune_rt.train.evaluating import Evaluation, evaluate
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.importing import import_lat, import_ltp, import_top
@@ -31,6 +33,9 @@ __all__ = [
     "Chooser",
     "Columns",
     "Data",
+    "DistilRun",
+    "DistilSchedule",
+    "Distilled",
     "Evaluation",
     "Examples",
     "MaskedEncoder",
@@ -43,6 +48,7 @@ __all__ = [
     "Schedule",
     "Sentences",
     "Settings",
+    "distil",
     "evaluate",
     "finetune",
     "import_lat",

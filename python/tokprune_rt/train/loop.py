@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from transformers import get_scheduler
 
 from tokprune_rt.files import atomic_file
 from tokprune_rt.train.data import Encoded, collate, training_batches
-from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass, logits_of, rows_of
+from tokprune_rt.train.masked import MaskedEncoder, Pass, logits_of, rows_of
 from tokprune_rt.train.state import Progress, Telling, copied, random_state, set_random_state
-from tokprune_rt.train.tasks import Floats, Task
+from tokprune_rt.train.tasks import Floats
 
 Say = Callable[[str], None]
 
@@ -62,8 +62,9 @@ class Stage:
         name: for messages and checkpoints.
         epochs: at most.
         rate: learning rate of the weights.
-        chooser: made anew at every step, since it may depend on what is learned; None: dense. It
-            finds the modules of ``own`` in training mode or, for the dev score, not.
+        chooser: what the encoder's `choosing` takes, made anew at every step, since it may depend
+            on what is learned; None: dense. It finds the model and the modules of ``own`` in
+            training mode or, for the dev score, not.
         loss: of logits, targets, the pass and the share of the stage that is done; None: the
             task's.
         own: parameters of the method with their learning rate.
@@ -74,7 +75,7 @@ class Stage:
     name: str
     epochs: int
     rate: float
-    chooser: Callable[[], Chooser | None] = lambda: None
+    chooser: Callable[[], Any] = lambda: None
     loss: Callable[[Tensor, Tensor, Pass, float], Tensor] | None = None
     own: Mapping[str, tuple[nn.Module, float]] = field(default_factory=dict)
     after_step: Callable[[float], None] = lambda _: None
@@ -83,6 +84,19 @@ class Stage:
     def set_training(self, model: nn.Module, mode: bool) -> None:
         for module in (model, *(own for own, _ in self.own.values())):
             module.train(mode)
+
+
+class Goal(Protocol):
+    """What a training needs of a `tasks.Task`."""
+
+    def aligned(self, targets: Tensor, real: Tensor) -> Tensor:
+        """See `tasks.Task`."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See `tasks.Task`."""
+
+    def score(self, logits: Sequence[Floats], data: Encoded) -> float:
+        """See `tasks.Task`."""
 
 
 class OtherRunError(ValueError):
@@ -120,7 +134,7 @@ class Training:
     def __init__(
         self,
         encoder: MaskedEncoder,
-        task: Task,
+        task: Goal,
         train: Encoded,
         dev: Encoded,
         settings: Settings,
@@ -194,9 +208,7 @@ class Training:
         waited = state.epoch - state.best_epoch
         return stage.keep_best and 0 < self.settings.patience <= waited
 
-    def evaluate(
-        self, chooser: Chooser | None, data: Encoded | None = None
-    ) -> tuple[float, list[float]]:
+    def evaluate(self, chooser: Any, data: Encoded | None = None) -> tuple[float, list[float]]:
         """The task's score in points, and the share of the tokens left after each layer."""
         chosen = self.dev if data is None else data
         logits, kept = self.predict(chooser, chosen)
@@ -204,7 +216,7 @@ class Training:
         shares = [float(count) / tokens for count in kept.sum(dim=0)]
         return self.task.score(logits, chosen), shares
 
-    def predict(self, chooser: Chooser | None, data: Encoded) -> tuple[list[Floats], Tensor]:
+    def predict(self, chooser: Any, data: Encoded) -> tuple[list[Floats], Tensor]:
         """Logits of every sequence as the runtime gives them, float32 [outputs] or [tokens,
         outputs], in the order given, and int64 [n, layers], the tokens that each layer left."""
         model = self.encoder.model
@@ -230,7 +242,7 @@ class Training:
 
     def macs(
         self,
-        chooser: Chooser,
+        chooser: Any,
         data: Encoded,
         count: Callable[[Tensor, Sequence[Tensor]], Tensor],
     ) -> float:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from tokprune_rt.loader.families import FAMILIES
@@ -115,10 +116,9 @@ class MaskedEncoder:
     def choosing(self, chooser: Chooser | None) -> Iterator[None]:
         """Within it, calls through `run` let ``chooser`` decide (None: dense)."""
         handles = []
-        for index, (layer, attention) in enumerate(zip(self.layers, self._attention, strict=True)):
+        for index, attention in enumerate(self._attention):
             attention.forward = self._attend(index, attention)
-            handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
-            handles.append(layer.register_forward_hook(self._after(index), prepend=True))
+            handles += self._hooks(index)
         self._chooser = chooser
         try:
             yield
@@ -139,19 +139,31 @@ class MaskedEncoder:
         ids, real = given["input_ids"], given["attention_mask"].bool()
         types = given.get("token_type_ids")
         segments = given.pop("segment_ids", types if types is not None else torch.zeros_like(ids))
-        self._run = run = Pass(given, ids, real, segments, real.clone())
+        self._run = run = self._begin(given, ids, real, segments)
         try:
             output = self.model(**given)
         finally:
             self._run = None
         return output, run
 
-    def _before(self, index: int) -> Callable[..., None]:
+    def _begin(
+        self, inputs: Mapping[str, Tensor], ids: Tensor, real: Tensor, segments: Tensor
+    ) -> Pass:
+        return Pass(inputs, ids, real, segments, real.clone())
+
+    def _hooks(self, index: int) -> list[RemovableHandle]:
+        layer = self.layers[index]
+        return [
+            layer.register_forward_pre_hook(self._before(index), with_kwargs=True),
+            layer.register_forward_hook(self._after(index), prepend=True),
+        ]
+
+    def _before(self, index: int) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             run = self._current()
             if self._chooser is not None:
                 hidden = args[0] if args else kwargs["hidden_states"]
-                with _exactly(hidden):
+                with exactly(hidden):
                     self._chooser.before_layer(run, index, hidden)
 
         return hook
@@ -163,7 +175,7 @@ class MaskedEncoder:
             run = self._current()
             hidden = output if isinstance(output, Tensor) else output[0]
             if self._chooser is not None:
-                with _exactly(hidden):
+                with exactly(hidden):
                     hidden = self._chooser.after_layer(run, index, hidden)
             run.kept.append(run.alive)
             if last and run.saved is not None and run.restored is not None:
@@ -197,26 +209,40 @@ class MaskedEncoder:
             def split(rows: Tensor) -> Tensor:
                 return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-            query, key, value = (split(part(hidden_states)) for part in (q, k, v))
-            logits = (query @ key.transpose(2, 3)).float() / math.sqrt(query.shape[-1])
-            if position_bias is not None:
-                logits = logits + position_bias
-            passive = run.passive
-            probs = masked_softmax(logits, run.alive, run.weight)
-            if self._chooser is not None:
-                with _exactly(probs):
-                    self._chooser.after_softmax(run, index, probs, value, hidden_states)
-            context = dropout(probs).to(value.dtype) @ value
-            context = context.transpose(1, 2).flatten(2)
-            if passive is not None:
-                # A first token that leaves in this very layer still gets this layer's context.
-                context[:, 0] = context[:, 0].masked_fill(passive[:, None], 0.0)
+            heads = (split(q(hidden_states)), split(k(hidden_states)), split(v(hidden_states)))
+            context = self._context(run, index, hidden_states, heads, position_bias, dropout)
             return project(context), None
 
         return forward
 
+    def _context(
+        self,
+        run: Pass,
+        index: int,
+        hidden: Tensor,
+        heads: tuple[Tensor, Tensor, Tensor],
+        position_bias: Tensor | None,
+        dropout: nn.Module,
+    ) -> Tensor:
+        """What attention gives each row, [B, S, d]; ``heads``: query, key, value [B, H, S, d/H]."""
+        query, key, value = heads
+        logits = (query @ key.transpose(2, 3)).float() / math.sqrt(query.shape[-1])
+        if position_bias is not None:
+            logits = logits + position_bias
+        passive = run.passive
+        probs = masked_softmax(logits, run.alive, run.weight)
+        if self._chooser is not None:
+            with exactly(probs):
+                self._chooser.after_softmax(run, index, probs, value, hidden)
+        context = dropout(probs).to(value.dtype) @ value
+        context = context.transpose(1, 2).flatten(2)
+        if passive is not None:
+            # A first token that leaves in this very layer still gets this layer's context.
+            context[:, 0] = context[:, 0].masked_fill(passive[:, None], 0.0)
+        return context
 
-def _exactly(rows: Tensor) -> torch.autocast:
+
+def exactly(rows: Tensor) -> torch.autocast:
     """Decisions are not for bfloat16, whatever the products around them are."""
     return torch.autocast(rows.device.type, enabled=False)
 

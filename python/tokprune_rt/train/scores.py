@@ -15,7 +15,7 @@ from tokprune_rt.train.masked import Pass
 ATTENTION = ("attn_col", "attn_cls", "attn_cum")
 ENTROPY = ("row_entropy", "col_entropy")
 
-_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -63,7 +63,7 @@ def _perceptron(tensors: Mapping[str, Any], activation: str, rows: Tensor) -> Te
         )
         return functional.linear(rows, weight, bias)
 
-    return linear("output", _ACTIVATIONS[activation](linear("hidden", rows.float())))
+    return linear("output", ACTIVATIONS[activation](linear("hidden", rows.float())))
 
 
 def gate_score(spec: Spec, layer: int, hidden: Tensor, alive: Tensor) -> Tensor:

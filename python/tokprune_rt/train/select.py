@@ -55,7 +55,7 @@ def _base(
         return rank < (spec["k"] - pinned)[:, None]
     if kind in ("ratio", "predicted_ratio"):
         total = lengths if spec.get("of") == "n0" else alive.sum(dim=1)
-        kept = _rounded(spec["ratio"] * total.double(), spec.get("round", "ceil"))
+        kept = rounded(spec["ratio"] * total.double(), spec.get("round", "ceil"))
         return rank < (kept - pinned)[:, None]
     if kind == "quantile":
         leave = torch.floor(spec["q"] * count.double() + 1e-9).long()
@@ -68,7 +68,7 @@ def _base(
     return scores.float() >= _threshold(spec, scores, alive)
 
 
-def _rounded(value: Tensor, how: str) -> Tensor:
+def rounded(value: Tensor, how: str) -> Tensor:
     # The slack keeps a product like 0.7 * 10 from falling on the wrong side of a whole number.
     if how == "ceil":
         return torch.ceil(value - 1e-9).long()
