@@ -29,9 +29,15 @@ def calibrate(
         ),
     ],
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where the policy is written."),
-    ] = Path("calibrated"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Where the policy is written; default: the model's name with -calibrated.",
+            show_default=False,
+        ),
+    ] = None,
     column: Annotated[
         str, typer.Option("--column", metavar="NAME", help="Field or column with the text.")
     ] = "text",
@@ -77,7 +83,7 @@ def calibrate(
     [bold]Examples[/bold]
 
       tokprune calibrate all-MiniLM-L6-v2 --texts corpus.txt --target-speedup 1.5
-      tokprune encode all-MiniLM-L6-v2 corpus.txt --policy calibrated/token_policy.json
+      tokprune embed all-MiniLM-L6-v2 corpus.txt vectors.npy --policy all-MiniLM-L6-v2-calibrated
     """
     from tokprune_rt import load
     from tokprune_rt.calibration import Settings
@@ -87,19 +93,21 @@ def calibrate(
     settings = Settings(target_speedup, min_quality, latency_ms, sample, budget, seed)
     source = Source(texts, column, ())
     loaded = load(model, "off", precision=precision, threads=threads)
-    output.mkdir(parents=True, exist_ok=True)
+    # Not "calibrated", which as a policy means the one that comes with the package.
+    folder = output or Path(f"{Path(model).name}-calibrated")
+    folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
 
     def tell(line: str) -> None:
         err().print(f"{time.monotonic() - begin:6.0f} s  {line}", markup=False, soft_wrap=True)
 
-    found = run(loaded, (row.text for row in source.rows()), output, settings, tell=tell)
-    found.save(output)
+    found = run(loaded, (row.text for row in source.rows()), folder, settings, tell=tell)
+    found.save(folder)
     if found.note:
         note_line(found.note)
     with trimmed(out()) as console:
         console.print(_table(found))
-    err().print(f"{output}: policy, report and measurements", markup=False, soft_wrap=True)
+    err().print(f"{folder}: policy, report and measurements", markup=False, soft_wrap=True)
 
 
 def _table(found: Calibration) -> Table:
