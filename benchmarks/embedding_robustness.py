@@ -35,7 +35,7 @@ from tokprune_rt.train import Sentences
 
 LENGTH = 256
 PARTS = ("crafted", "domains", "words")
-METHODS_SHOWN = "random drop; drop; quantile; pitome, hidden; merge"
+METHODS_SHOWN = "random drop; drop; quantile; pitome; merge"
 # Ids of whole words in the vocabulary of BERT (uncased), after its unused ids, signs and letters.
 _WORDS = range(2000, 12000)
 _TEXTS, _DOMAIN_TEXTS = 32, 500
