@@ -81,15 +81,17 @@ METHODS: dict[str, Callable[[float], Document]] = {
     "pool first (jasper)": lambda keep: preset("jasper-pool", layers=LAYERS, ratio=keep),
     "pool halfway": lambda keep: preset("mid-pool", layers=LAYERS, ratio=keep),
     "merge keys (tome)": lambda keep: _merge(keep, "keys"),
-    "pitome, keys": lambda keep: preset("pitome", layers=LAYERS, ratio=keep),
-    "pitome, hidden": lambda keep: preset("pitome", layers=LAYERS, ratio=keep, metric="hidden"),
+    "pitome": lambda keep: preset("pitome", layers=LAYERS, ratio=keep, metric="hidden"),
     "merge": _merge,
     "merge, by attention, too": lambda keep: _weighed(_merge(keep)),
     "merge, kept mean": lambda keep: _over(_merge(keep), "kept"),
     "merge, no log-size bias": lambda keep: _unbiased(_merge(keep)),
     "merge, skip_below 32": lambda keep: _merge(keep, skip_below=32),
 }
-"""Name -> policy in which each step leaves this share of the tokens."""
+"""Name -> policy in which each step leaves this share of the tokens.
+
+What merges compares hidden states unless the name says keys, which are worse by far.
+"""
 
 VARIANTS = {
     "merge, kept mean": "merge",

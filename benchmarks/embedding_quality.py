@@ -192,7 +192,7 @@ def _place(row: Row) -> tuple[float, int]:
     """The dense row, the methods by level, then what was given."""
     if row.level is None:
         return (0.0 if row.name == DENSE else np.inf), 0
-    return row.level, list(METHODS).index(row.name)
+    return row.level, [*METHODS, row.name].index(row.name)
 
 
 def _title(row: Row) -> str:

@@ -127,7 +127,7 @@ def main() -> None:
                 raise SystemExit(f"too few texts of {length} tokens; expected at most 256")
             rows += measure(model, plans, cut.tokens, options.rounds)
             print(f"{precision}, {length} tokens: done", flush=True)
-    print(markdown(rows))
+        print(markdown(rows), flush=True)
     if options.json is not None:
         document = {
             "format": "tokprune-embedding-time",
