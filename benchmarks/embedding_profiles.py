@@ -35,8 +35,10 @@ def main() -> None:
     parser.add_argument("--policy", default="calibrated")
     parser.add_argument("--precision", action="append", help="repeatable; default: fp32, int8")
     parser.add_argument("--groups", type=int, default=5, help=f"of {GROUP} texts")
+    parser.add_argument("--skip", type=int, default=0, help="groups to leave out at the start")
     arguments = parser.parse_args()
-    texts = newsgroups(arguments.data, "test", GROUP * arguments.groups, bodies=True).texts
+    first, last = arguments.skip * GROUP, (arguments.skip + arguments.groups) * GROUP
+    texts = newsgroups(arguments.data, "test", last, bodies=True).texts[first:]
     print(
         "| precision, profile | MACs | as fast | cosine | p5 | p1 | "
         "top 10: both | queries | index |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"

@@ -15,12 +15,12 @@ import argparse
 import json
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peers import BACKENDS, backend_options, installed
 from reranking_data import MAX_LENGTH, queries_of, read
 
 import tokprune_rt
@@ -52,21 +52,13 @@ def requests_of(data: Path, seed: int) -> Requests:
 
 def theirs(folder: Path, backend: str, threads: int) -> Any:
     """sentence-transformers' class on this backend, in fp32."""
-    options: dict[str, Any] = {}
-    if backend == "onnx":
-        session = import_module("onnxruntime").SessionOptions()
-        session.intra_op_num_threads = threads
-        options = {"provider": "CPUExecutionProvider", "session_options": session, "export": True}
-    elif backend == "openvino":
-        hints = {
-            "INFERENCE_NUM_THREADS": str(threads),
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        options = {"ov_config": hints, "export": True}
     kind = import_module("sentence_transformers").CrossEncoder
     return kind(
-        str(folder), device="cpu", max_length=MAX_LENGTH, backend=backend, model_kwargs=options
+        str(folder),
+        device="cpu",
+        max_length=MAX_LENGTH,
+        backend=backend,
+        model_kwargs=backend_options(backend, threads),
     )
 
 
@@ -85,13 +77,6 @@ def order_agreement(found: Any, exact: Any, top: int = 10) -> float:
     best = [set(np.argsort(-row, kind="stable")[:top]) for row in found]
     wanted = [set(np.argsort(-row, kind="stable")[:top]) for row in exact]
     return float(np.mean([len(a & b) / top for a, b in zip(best, wanted, strict=True)]))
-
-
-def installed(name: str) -> str:
-    try:
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:
-        return f"{name}: none"
 
 
 def main() -> None:
@@ -123,11 +108,11 @@ def main() -> None:
 
     packages = ["sentence-transformers", "transformers", "torch", "optimum-onnx", "onnxruntime"]
     packages += ["optimum-intel", "openvino"]
-    print(", ".join(installed(name) for name in packages), flush=True)
+    print(installed(*packages), flush=True)
     reference = theirs(options.model, "torch", options.threads)
     exact = scores_of(reference, requests)
     peers = []
-    for backend in ("torch", "onnx", "openvino"):
+    for backend in BACKENDS:
         try:
             model = (
                 reference if backend == "torch" else theirs(options.model, backend, options.threads)

@@ -23,14 +23,17 @@ void softmax(const SoftmaxArgs& args) {
       V::store(s + j, e);
       total = V::add(total, e);
     }
-    float sum = V::sum(total);
+    int64_t end = whole;
     if (tail) {
-      const V::reg e = exp(V::sub(V::mul(V::load_n(s + whole, tail, 0.0f), scale), shift));
-      V::store_n(s + whole, e, tail);
-      sum += V::sum(V::load_n(s + whole, tail, 0.0f));
+      // All of the vector: reading back a store of a part of it would wait for that store.
+      const V::reg e = exp(V::sub(V::mul(V::load(s + whole), scale), shift));
+      const V::reg real = V::keep_n(e, tail);
+      V::store(s + whole, real);
+      total = V::add(total, real);
+      end += V::kLanes;
     }
-    for (int64_t j = args.n; j < padded; ++j) s[j] = 0.0f;
-    args.inv_sum[i] = 1.0f / sum;
+    for (; end < padded; end += V::kLanes) V::store(s + end, V::zero());
+    args.inv_sum[i] = 1.0f / V::sum(total);
   }
 }
 
@@ -94,13 +97,14 @@ void entropy(const EntropyArgs& args) {
       V::store(t + j, x);
       total = V::add(total, x);
     }
-    float sum = V::sum(total);
+    int64_t end = whole;
     if (tail) {
-      const V::reg x = term(V::load_n(p + whole, tail, 0.0f), V::load_n(t + whole, tail, 0.0f));
-      V::store_n(t + whole, x, tail);
-      sum += V::sum(V::load_n(t + whole, tail, 0.0f));
+      const V::reg x = V::keep_n(term(V::load(p + whole), V::load(t + whole)), tail);
+      V::store(t + whole, x);
+      total = V::add(total, x);
+      end += V::kLanes;
     }
-    for (int64_t j = args.n; j < padded; ++j) t[j] = 0.0f;
-    args.row_sum[i] = sum;
+    for (; end < padded; end += V::kLanes) V::store(t + end, V::zero());
+    args.row_sum[i] = V::sum(total);
   }
 }

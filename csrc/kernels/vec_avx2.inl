@@ -64,6 +64,11 @@ struct V {
     _mm256_maskstore_ps(p, first(n), x.lo);
     if (n > 8) _mm256_maskstore_ps(p + 8, first(n - 8), x.hi);
   }
+  // The first n < kLanes elements of x, 0 in the rest.
+  static reg keep_n(reg x, int64_t n) {
+    return {_mm256_and_ps(x.lo, _mm256_castsi256_ps(first(n))),
+            _mm256_and_ps(x.hi, _mm256_castsi256_ps(first(n - 8)))};
+  }
   static float sum(reg x) {
     const __m256 h = _mm256_add_ps(x.lo, x.hi);
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));

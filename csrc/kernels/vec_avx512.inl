@@ -48,6 +48,8 @@ struct V {
     return _mm512_mask_loadu_ps(set1(fill), first(n), p);
   }
   static void store_n(float* p, reg x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x); }
+  // The first n < kLanes elements of x, 0 in the rest.
+  static reg keep_n(reg x, int64_t n) { return _mm512_maskz_mov_ps(first(n), x); }
   static float sum(reg x) {
     const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));

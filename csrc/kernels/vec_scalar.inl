@@ -59,6 +59,11 @@ struct V {
   static void store_n(float* p, reg x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) p[i] = x[i];
   }
+  // The first n < kLanes elements of x, 0 in the rest.
+  static reg keep_n(reg x, int64_t n) {
+    for (int64_t i = n; i < kLanes; ++i) x[i] = 0.0f;
+    return x;
+  }
   static float sum(reg x) { return (x[0] + x[2]) + (x[1] + x[3]); }
   static float maximum(reg x) {
     const float a = x[0] > x[2] ? x[0] : x[2];
