@@ -184,6 +184,17 @@ def test_what_is_written_runs_as_reported(found: tuple[Any, Path], model: Any) -
     assert f"| policy | {result.chosen.macs:.0%} |" in (folder / "report.md").read_text()
 
 
+@pytest.mark.parametrize("wanted", [0.99, 0.999])
+def test_is_as_cheap_as_the_quality_allows(wanted: float, model: Any, tmp_path: Path) -> None:
+    chosen, *others = calibrate(
+        model, TEXTS, tmp_path, Settings(min_quality=wanted, sample=45)
+    ).rows
+    assert chosen.quality.value >= wanted
+    cheaper = [row for row in others if row.macs < chosen.macs]
+    assert cheaper
+    assert all(row.quality.value < wanted for row in cheaper)
+
+
 def test_goes_on_where_it_stopped(
     found: tuple[Any, Path], model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +247,27 @@ def test_classifier(tiny: BuildModel, tmp_path: Path) -> None:
     assert "| profile | MACs | times as fast | agreement | divergence |" in result.markdown()
 
 
+PAIRS = [(CORPUS[i % 6], text) for i, text in enumerate(TEXTS)]
+
+
+def test_pairs_keep_their_query(tiny: BuildModel, tmp_path: Path) -> None:
+    reranker = tokprune_rt.load(
+        tiny("bert", "sequence-classification", id2label={0: "fit"}, label2id={"fit": 0}), threads=1
+    )
+    result = calibrate(reranker, PAIRS, tmp_path, Settings(min_quality=0.5, sample=45))
+    assert "dropping by the attention of the first text's tokens" in result.markdown()
+    pruned = tokprune_rt.load(reranker.folder, result.policy, threads=1)
+    tokens = pruned.tokenizer.tokenize(PAIRS)
+    found, _ = pruned.engine.forward(tokens, "logits", pruned.engine.plan(None), trace=True)
+    left = 0
+    for item, kept in zip(tokens, found["trace_kept"][-1], strict=True):
+        assert set(np.flatnonzero(item.segments == 0)) <= set(kept.tolist())
+        left += len(kept)
+    assert left < sum(map(len, tokens))
+    mixed = calibrate_error(reranker, [*PAIRS[:20], *TEXTS], tmp_path)
+    assert mixed == "texts: found texts and pairs; expected one or the other"
+
+
 def test_refusals(tiny: BuildModel, model: Any, tmp_path: Path) -> None:
     assert "found 20 texts; a calibration needs 30" in calibrate_error(model, TEXTS[:20], tmp_path)
     tagger = tokprune_rt.load(tiny("bert", "token-classification"))
@@ -258,6 +290,25 @@ def test_command(tiny: BuildModel, tmp_path: Path) -> None:
     assert load_policy(folder).name == "calibrated"
     wrong = run("calibrate", tiny("bert"), "--texts", texts, "--min-quality", "2", code=2)
     assert "min_quality: found 2.0" in wrong.stderr
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_command_reads_pairs(ending: str, tiny: BuildModel, tmp_path: Path) -> None:
+    rows = [{"query": query, "document": text} for query, text in PAIRS]
+    file = tmp_path / f"pairs.{ending}"
+    if ending == "parquet":
+        pa = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(rows), file)
+    else:
+        file.write_text("\n".join(map(json.dumps, rows)))
+    model = tiny("bert", "sequence-classification", id2label={0: "fit"}, label2id={"fit": 0})
+    options = ["--texts", file, "--column", "query", "-o", tmp_path / "out", "--threads", "1"]
+    options += ["--min-quality", "0.5", "--sample", "45"]
+    run("calibrate", model, *options, "--pair", "document")
+    assert load_policy(tmp_path / "out").protect.segment == 0
+    if ending == "jsonl":
+        wrong = run("calibrate", model, *options, "--pair", "text", code=2)
+        assert "line 1: 'text' is NoneType, not a text" in wrong.stderr
 
 
 def test_a_policy_comes_with_the_package(minilm: Any, minilm_folder: Path) -> None:

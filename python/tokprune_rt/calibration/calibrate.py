@@ -15,9 +15,9 @@ import numpy as np
 from tokprune_rt.bench.cpu import cpu_model
 from tokprune_rt.model import Model
 from tokprune_rt.policy import parse_policy, weights_digest
-from tokprune_rt.tokenizer import Tokens
+from tokprune_rt.tokenizer import TextOrPair, Tokens
 
-from .families import FAMILIES, Family, Shares
+from .families import FAMILIES, PAIR_FAMILIES, Family, Shares
 from .judge import Judge, LogitJudge, Quality, VectorJudge
 from .outcome import DEFAULT, Calibration, Measured
 from .passes import LENGTHS, Passes, break_even, shortest_gain
@@ -42,7 +42,7 @@ Tell = Callable[[str], object]
 
 def calibrate(
     model: Model,
-    texts: Iterable[str],
+    texts: Iterable[TextOrPair],
     folder: Path,
     settings: Settings | None = None,
     *,
@@ -55,15 +55,16 @@ def calibrate(
     is written was measured on texts the search has not seen.
 
     Args:
-        model: an embedding model or a classifier of single texts; its own policy is not used.
-        texts: raw texts; `Settings.sample` of them are drawn.
+        model: an embedding model or a classifier; its own policy is not used.
+        texts: raw texts, or pairs of a query and a document for a reranker, whose queries then
+            stay whole; `Settings.sample` of them are drawn.
         folder: where `Calibration.save` will write; measurements are kept there, so that the same
             call goes on where an interrupted one stopped.
         tell: given a line for every stage.
 
     Raises:
-        ValueError: fewer than 30 texts, a model without embeddings and classes, or a target that
-            no policy reaches; says how close it came.
+        ValueError: fewer than 30 texts, texts mixed with pairs, a model without embeddings and
+            classes, or a target that no policy reaches; says how close it came.
     """
     settings = settings or Settings()
     if model.dimension is None and model.config.task != "sequence-classification":
@@ -72,8 +73,11 @@ def calibrate(
             "embeddings or classes"
         )
     drawn = draw(texts, settings.sample, settings.seed)
+    kinds = {isinstance(item, tuple) for item in drawn}
+    if len(kinds) > 1:
+        raise ValueError("texts: found texts and pairs; expected one or the other")
     tokens = model.tokenizer.tokenize(drawn)
-    return _Run(model, tokens, folder, settings, tell).result()
+    return _Run(model, tokens, folder, settings, tell, pairs=kinds == {True}).result()
 
 
 class _Run:
@@ -86,8 +90,11 @@ class _Run:
         folder: Path,
         settings: Settings,
         tell: Tell,
+        *,
+        pairs: bool,
     ) -> None:
         self.model, self.settings, self.tell = model, settings, tell
+        self.families = PAIR_FAMILIES if pairs else FAMILIES
         self.begin = time.monotonic()
         third = max(10, len(tokens) // 3)
         self.seen = Passes(model, _within(tokens[:third], _SEARCH_TOKENS))
@@ -101,6 +108,8 @@ class _Run:
             tell(f"{self.state.found} measurements of an earlier run are used again")
         # Never below one token; only what a kind of policy may touch.
         self.options: dict[str, Any] = {"protect_first": True, "protect_last": True}
+        if pairs:
+            self.options["protect_segment"] = 0
         self.timed = Passes(model, self.held_out.tokens[:_TIMED_TEXTS])
         self.qualities: dict[Shares, tuple[Quality, float]] = {}
         self.speedups: dict[Shares, float] = {}
@@ -109,7 +118,7 @@ class _Run:
     def result(self) -> Calibration:
         race = self.race()
         name = min(race, key=lambda kind: race[kind])
-        self.family = family = FAMILIES[name]
+        self.family = family = self.families[name]
         self.tell(f"best kind: {family.label}")
         if not self.state.speeds:
             self.tell("looking for the shortest texts that gain")
@@ -177,7 +186,7 @@ class _Run:
     def race(self) -> dict[str, float]:
         few = Passes(self.model, self.seen.tokens[:_RACE_TEXTS])
         losses = {}
-        for name, family in FAMILIES.items():
+        for name, family in self.families.items():
             self.tell(f"trying {family.label}")
             evaluate = self.evaluator(f"race {name}", family, few)
             losses[name] = uniform_loss(evaluate, self.layers, _RACE_MACS)

@@ -111,3 +111,15 @@ FAMILIES = {
         "means of neighbours after the layer", {"kind": "uniform"}, "post", "pool", "pool"
     ),
 }
+
+PAIR_FAMILIES = {
+    **FAMILIES,
+    "drop-asked": Family(
+        "dropping by the attention of the first text's tokens",
+        {"kind": "attn_col", "query": {"segment": 0}},
+        "mid",
+        "ratio",
+        "drop",
+    ),
+}
+"""For pairs of a query and a document, whose query stays."""

@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tokprune_rt.tokenizer import TextOrPair
+
 _MIN_TEXTS = 30
 
 
@@ -48,16 +50,16 @@ class Settings:
             raise ValueError(f"budget: found {self.budget}; allowed: above 0 minutes")
 
 
-def draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
-    """``count`` texts at random, in random order, with no more than those in memory.
+def draw(texts: Iterable[TextOrPair], count: int, seed: int) -> list[TextOrPair]:
+    """``count`` texts or pairs at random, in random order, with no more than those in memory.
 
     Blank ones are left out. Raises ValueError for fewer than 30.
     """
     source = random.Random(seed)
-    kept: list[str] = []
+    kept: list[TextOrPair] = []
     seen = 0
     for text in texts:
-        if not text.strip():
+        if not "".join(text).strip():
             continue
         seen += 1
         if len(kept) < count:

@@ -13,7 +13,10 @@ from tokprune_rt.cli.console import err, note_line, out, trimmed
 from tokprune_rt.cli.options import ModelArgument, PrecisionOption, ThreadsOption
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tokprune_rt.calibration import Calibration
+    from tokprune_rt.tokenizer import TextOrPair
 
 
 def calibrate(
@@ -41,6 +44,15 @@ def calibrate(
     column: Annotated[
         str, typer.Option("--column", metavar="NAME", help="Field or column with the text.")
     ] = "text",
+    pair: Annotated[
+        str | None,
+        typer.Option(
+            "--pair",
+            metavar="NAME",
+            help="Field or column with the second text: a reranker's document, whose query stays.",
+            show_default=False,
+        ),
+    ] = None,
     target_speedup: Annotated[
         float | None,
         typer.Option(metavar="X", help="Be this many times as fast as dense.", show_default=False),
@@ -83,15 +95,17 @@ def calibrate(
     [bold]Examples[/bold]
 
       tokprune calibrate all-MiniLM-L6-v2 --texts corpus.txt --target-speedup 1.5
+      tokprune calibrate reranker --texts pairs.jsonl --column query --pair document
       tokprune embed all-MiniLM-L6-v2 corpus.txt vectors.npy --policy all-MiniLM-L6-v2-calibrated
     """
     from tokprune_rt import load
     from tokprune_rt.calibration import Settings
     from tokprune_rt.calibration import calibrate as run
     from tokprune_rt.jobs.reading import Source
+    from tokprune_rt.records import text_of
 
     settings = Settings(target_speedup, min_quality, latency_ms, sample, budget, seed)
-    source = Source(texts, column, ())
+    source = Source(texts, column, () if pair is None else (pair,))
     loaded = load(model, "off", precision=precision, threads=threads)
     # Not "calibrated", which as a policy means the one that comes with the package.
     folder = output or Path(f"{Path(model).name}-calibrated")
@@ -101,7 +115,17 @@ def calibrate(
     def tell(line: str) -> None:
         err().print(f"{time.monotonic() - begin:6.0f} s  {line}", markup=False, soft_wrap=True)
 
-    found = run(loaded, (row.text for row in source.rows()), folder, settings, tell=tell)
+    def read() -> Iterator[TextOrPair]:
+        for row in source.rows():
+            if pair is None:
+                yield row.text
+            else:
+                (value,) = row.kept
+                # Parquet's values stay Arrow's, as arrays of one.
+                value = value[0].as_py() if source.format == "parquet" else value
+                yield row.text, text_of({pair: value}, pair, source.place(row.number))
+
+    found = run(loaded, read(), folder, settings, tell=tell)
     found.save(folder)
     if found.note:
         note_line(found.note)
