@@ -201,10 +201,9 @@ def serve(
         note_line(
             f"whoever reaches {host}:{port} can use this server; --api-key KEY asks for a key"
         )
-    note_line(f"{', '.join(loaded)} at http://{host}:{port}")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("tokprune_rt.serve").setLevel(logging.INFO)
-    run(loaded, limits, host=host, port=port)
+    run(loaded, limits, host=host, port=port, say=note_line)
 
 
 def _named(models: list[str]) -> dict[str, str]:
