@@ -56,7 +56,7 @@ def test_every_route_and_metric_is_described(tiny: BuildModel) -> None:
         path = getattr(route, "path", "")
         assert re.search(rf"`((GET|POST) )?{re.escape(path)}`", DOCS), path
     server = app.state.server
-    names = set(re.findall(r"^# TYPE (\w+)", server.metrics.render(), re.MULTILINE))
+    names = set(re.findall(r"^# TYPE (\w+)", server.metrics.render().decode(), re.MULTILINE))
     assert names == set(re.findall(r"`((?:te|tokprune)_\w+)`", DOCS)) - {"tokprune_rt"}
     for served in server.registry:
         served.worker.close()

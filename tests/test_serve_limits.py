@@ -168,11 +168,12 @@ def test_metrics(model: Model) -> None:
         assert run.metric('tokprune_tokens_kept_total{model="m"}') == 3 * tokens
         assert run.metric('tokprune_calls_total{model="m",profile="off"}') == 3
         text = run.client.get("/metrics").text
+        assert "# TYPE te_request_count counter" in text
         for line in text.splitlines():
             name, _, value = line.rpartition(" ")
             assert line.startswith("# ") or (name and float(value) >= 0)
         counts = [
-            int(line.rpartition(" ")[2])
+            float(line.rpartition(" ")[2])
             for line in text.splitlines()
             if line.startswith("te_batch_next_tokens_bucket")
         ]
@@ -246,7 +247,7 @@ def test_the_command_serves_and_ends(tiny: BuildModel, tmp_path: Path, told: int
 
         def working() -> bool:
             text = httpx.get(url + "/metrics").text
-            return "tokprune_requests_in_flight 1" in text
+            return "tokprune_requests_in_flight 1.0" in text
 
         wait_for(working)
         process.send_signal(told)

@@ -21,7 +21,7 @@ from tokprune_rt.cli.options import (
 )
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_NEEDED = ("starlette", "uvicorn", "pydantic", "orjson")
+_NEEDED = ("starlette", "uvicorn", "pydantic", "orjson", "prometheus_client")
 _LOAD = "Load"
 _LIMITS = "Limits"
 

@@ -103,20 +103,20 @@ def endpoint(server: Server, route: Route) -> Callable[[Request], Awaitable[Resp
         counted = not route.public
         try:
             if counted:
-                server.metrics.requests.add(1, _method(route))
+                server.metrics.requests.labels(_method(route)).inc()
                 _admit(server, request)
                 call.deadline = started + _patience(server, request)
             response = await _guarded(server, route, request, call)
         except ServeError as error:
             response = problem(error, route.dialect)
-            server.metrics.failures.add(1, error.kind.lower())
+            server.metrics.failures.labels(error.kind.lower()).inc()
         except ClientDisconnect:
             response = Response(status_code=_CLIENT_GONE)
-            server.metrics.failures.add(1, "disconnected")
+            server.metrics.failures.labels("disconnected").inc()
         except Exception:
             LOG.exception("%s failed", route.path)
             response = problem(ServeError(500, "Backend", "internal error"), route.dialect)
-            server.metrics.failures.add(1, "internal")
+            server.metrics.failures.labels("internal").inc()
         if counted:
             _record(server, route, call, response, monotonic() - started)
         return response
@@ -266,7 +266,7 @@ def _header(value: str) -> str:
 def _record(server: Server, route: Route, call: Call, response: Response, seconds: float) -> None:
     metrics = server.metrics
     if response.status_code < 400:
-        metrics.successes.add(1, _method(route))
+        metrics.successes.labels(_method(route)).inc()
         metrics.duration.observe(seconds)
         if call.tokens:
             metrics.tokenization.observe(call.tokenization)

@@ -114,14 +114,14 @@ class Worker:
             job.cancelled = True
             if self._backlog.remove(job):
                 self._gauge()
-        self._metrics.cancelled.add(1, self._name)
+        self._metrics.cancelled.labels(self._name).inc()
 
     def _gauge(self) -> None:
-        self._metrics.queue_size.set(len(self._backlog), self._name)
-        self._metrics.queue_tokens.set(self._backlog.tokens, self._name)
+        self._metrics.queue_size.labels(self._name).set(len(self._backlog))
+        self._metrics.queue_tokens.labels(self._name).set(self._backlog.tokens)
         for profile in self._adaptive.levels:
             in_use = 1.0 if profile == self._adaptive.current else 0.0
-            self._metrics.profile.set(in_use, self._name, profile.name or "default")
+            self._metrics.profile.labels(self._name, profile.name or "default").set(in_use)
 
     def _serve(self) -> None:
         while True:
@@ -218,10 +218,10 @@ class Worker:
         metrics.batch_size.observe(len(batch.items))
         metrics.batch_tokens.observe(batch.tokens)
         metrics.batch_jobs.observe(jobs)
-        metrics.batch_fill.observe(min(1.0, batch.tokens / self._budget), name)
-        metrics.tokens.add(batch.tokens, name)
-        metrics.kept.add(sum(job.kept[index] for job, index in batch.items), name)
-        metrics.calls.add(1, name, batch.profile.name or "default")
+        metrics.batch_fill.labels(name).observe(min(1.0, batch.tokens / self._budget))
+        metrics.tokens.labels(name).inc(batch.tokens)
+        metrics.kept.labels(name).inc(sum(job.kept[index] for job, index in batch.items))
+        metrics.calls.labels(name, batch.profile.name or "default").inc()
 
 
 def _length(item: tuple[Job, int]) -> int:
