@@ -31,6 +31,7 @@ from tokprune_rt.serve.metrics import Metrics
 from tokprune_rt.serve.registry import Registry
 from tokprune_rt.serve.served import Call, Pools
 from tokprune_rt.serve.settings import Settings
+from tokprune_rt.serve.tracing import annotate
 
 LOG = logging.getLogger("tokprune_rt.serve")
 
@@ -273,6 +274,7 @@ def _record(server: Server, route: Route, call: Call, response: Response, second
             metrics.queue.observe(call.queue)
             metrics.inference.observe(call.inference)
             metrics.lengths.observe(call.tokens)
+    annotate(call)
     if LOG.isEnabledFor(logging.INFO):
         # No word of the texts.
         entry = {
