@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import BuildModel
-from serving import POLICY, TIMEOUT, Running, running
+from serving import EARLY, POLICY, TIMEOUT, Running, running
 
 import tokprune_rt as tp
 from tokprune_rt import Model
@@ -51,7 +51,7 @@ def models(tiny: BuildModel) -> dict[str, Model]:
     reranker = tiny("bert", "sequence-classification", **one)
     return {
         "embedder": tp.load(tiny("bert"), policy=POLICY, threads=1),
-        "reranker": tp.load(reranker, policy=POLICY, threads=1),
+        "reranker": tp.load(reranker, policy=EARLY, threads=1),
         "tagger": tp.load(tiny("bert", "token-classification"), threads=1),
         "reader": tp.load(tiny("bert", "question-answering"), threads=1),
     }
@@ -213,6 +213,7 @@ def test_a_query_with_documents(page: Page, run: Running, models: dict[str, Mode
     check(page, page.answer(1), "fast")
     pairs = [(TEXT, document) for document in DOCUMENTS]
     pruned, dense = (models["reranker"].predict(pairs, profile=name) for name in ("fast", "off"))
+    assert pruned != dense
     assert page.rows("#result") == [
         [f"{document}: LABEL_0", f"{a['score']:.4f}", f"{b['score']:.4f}"]
         for document, a, b in zip(DOCUMENTS, pruned, dense, strict=True)

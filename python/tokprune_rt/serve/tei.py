@@ -102,6 +102,7 @@ async def rerank(server: Server, body: schemas.Rerank, call: Call) -> Any:
         texts,
         served.requested(body.profile),
         raw_scores=body.raw_scores,
+        rescore=body.rescore,
         what="documents" if cohere else "texts",
         truncate=body.truncate,
         direction=body.truncation_direction,

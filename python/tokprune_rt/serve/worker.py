@@ -99,7 +99,8 @@ class Worker:
             own = job.tokens / rate
             job.rank = rank_of(job.arrival, job.deadline, own)
             ahead = (self._backlog.ahead(job.rank) + self._running) / rate
-            if ahead > self._patience or job.arrival + ahead > job.deadline:
+            late = ahead > self._patience or job.arrival + ahead > job.deadline
+            if late and not job.admitted:
                 raise overloaded(
                     f"model is overloaded: {ahead:.1f} s of work are ahead of this request",
                     retry_after=ahead - self._patience,
