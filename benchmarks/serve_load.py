@@ -102,21 +102,21 @@ def by_clients(arguments: argparse.Namespace) -> None:
 
 
 def at_equal_p99(arguments: argparse.Namespace) -> None:
-    """The most requests per second that each server answers within a p99."""
+    """The most tokens per second that each server answers within a p99."""
     loads: dict[str, list[Load]] = {}
     for name in arguments.servers:
         with serving(name, arguments) as target:
             loads[name] = [measure(target, clients, arguments) for clients in arguments.clients]
     ours = [name for name in loads if name.startswith("tokprune")]
     peers = [name for name in loads if name not in ours]
-    rates, ratios = (f"{name}, requests/s" for name in loads), (f"{n} / best other" for n in ours)
+    rates, ratios = (f"{name}, tokens/s" for name in loads), (f"{n} / best other" for n in ours)
     head("p99 at most, ms", *rates, *ratios)
     for bound in arguments.p99:
         # What turns requests away has an easy p99.
         best = {
             name: max(
                 (
-                    load.rate
+                    load.tokens / load.seconds
                     for load in found
                     if load.quantile(0.99) <= bound and not load.refused and not load.failed
                 ),
@@ -126,7 +126,7 @@ def at_equal_p99(arguments: argparse.Namespace) -> None:
         }
         peer = max((best[name] for name in peers), default=0.0)
         row(
-            *(bound, *(f"{rate:.1f}" if rate else "-" for rate in best.values())),
+            *(f"{bound:g}", *(f"{rate:.0f}" if rate else "-" for rate in best.values())),
             *(f"{best[name] / peer:.2f}x" if peer and best[name] else "-" for name in ours),
         )
 
