@@ -218,12 +218,14 @@ def test_the_command_serves_and_ends(tiny: BuildModel, tmp_path: Path, told: int
     port, folder = free_port(), tiny("bert")
     url = f"http://127.0.0.1:{port}"
     command = ["-m", "tokprune_rt.cli", "serve", f"mini={folder}", "--port", str(port)]
+    if told == signal.SIGINT:
+        command += ["--host", "0.0.0.0"]
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, *command, "--threads", "1"],
             stderr=file,
-            env=os.environ | {"TOKPRUNE_API_KEY": KEY},
+            env=os.environ | ({"TOKPRUNE_API_KEY": KEY} if told == signal.SIGTERM else {}),
         )
     try:
 
@@ -258,7 +260,11 @@ def test_the_command_serves_and_ends(tiny: BuildModel, tmp_path: Path, told: int
         process.kill()
         process.wait()
     lines = log.read_text().splitlines()
-    assert lines[0] == f"note: mini at {url}"
+    if told == signal.SIGTERM:
+        assert lines[0] == f"note: mini at {url}"
+    else:
+        assert lines[0] == f"note: mini at http://0.0.0.0:{port}"
+        assert lines[1].startswith(f"note: whoever reaches 0.0.0.0:{port} can use this server")
     assert "note: stopping: 1 request to finish" in lines
     assert json.loads(lines[-1])["status"] == 200
 

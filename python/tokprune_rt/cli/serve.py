@@ -20,7 +20,6 @@ from tokprune_rt.cli.options import (
     load_model,
 )
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _NEEDED = ("starlette", "uvicorn", "pydantic", "orjson", "prometheus_client")
 _LOAD = "Load"
 _LIMITS = "Limits"
@@ -197,10 +196,6 @@ def serve(
         )
         for name, source in named.items()
     }
-    if host not in _LOOPBACK and api_key is None:
-        note_line(
-            f"whoever reaches {host}:{port} can use this server; --api-key KEY asks for a key"
-        )
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("tokprune_rt.serve").setLevel(logging.INFO)
     run(loaded, limits, host=host, port=port, say=note_line)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokprune_rt.model import Model
 
 _BACKLOG = 2048
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Longer than the minute after which load balancers give an idle connection up, so that none of
 # them sends a request into a connection that this end is closing.
 _KEEP_ALIVE_SECONDS = 75
@@ -61,7 +62,7 @@ def run(
         settings: limits and choices.
         host: address to listen on; the default takes connections of this machine only.
         port: port to listen on.
-        say: gets a line when the address is open, and one when the server is told to end.
+        say: gets lines for people: when the address is open, and when the server is told to end.
 
     Raises:
         ValueError: as `create_app`.
@@ -81,6 +82,8 @@ def run(
     with _listening(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
         say(f"{', '.join(models)} at http://{shown}:{port}")
+        if host not in _LOOPBACK and chosen.api_key is None:
+            say(f"whoever reaches {shown}:{port} can use this server; --api-key KEY asks for a key")
         _Server(config, app.state.server, say).run(sockets=[listener])
 
 
@@ -89,6 +92,7 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        resolved = not isinstance(error, socket.gaierror)
-        reason = os.strerror(error.errno or 0) if resolved else error.strerror
+        # Python adds the address to the system's words; a name that is unknown has no errno.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise OSError(f"{host}:{port} cannot be listened on: {reason}") from error
