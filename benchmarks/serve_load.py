@@ -1,13 +1,19 @@
-"""Load on a server: latency and throughput of texts of mixed length from several clients.
+"""Load on servers of embeddings, one text of mixed length per request; one table per mode.
 
-    python benchmarks/serve_load.py --clients 1 8 64 --seconds 10
+    python benchmarks/serve_load.py load --clients 1 8 64 512   # latency by number of clients
+    python benchmarks/serve_load.py equal                       # throughput within a p99
+    python benchmarks/serve_load.py single                      # a short text, and the engine alone
+    python benchmarks/serve_load.py capacity --slo-ms 100       # highest rate before the first 429
+    python benchmarks/serve_load.py overload --rate 80 --minutes 10   # twice what it carries
 
-Starts `tokprune serve` and, beside it for comparison, sentence-transformers behind FastAPI, one
-after the other and with the same threads, and sends them the same texts, one per request, over
-connections that stay open; lengths are spread evenly over their logarithm. Each client waits for
-its answer before it asks again, and as long as it is told to when it is refused. The server's own
-processor time tells more than the clock on a machine that does other work meanwhile. `--url`
-measures a server that runs already. Needs `pip install fastapi` for the comparison.
+`load` and `equal` measure `tokprune serve` in fp32 and int8 and, one after the other and with the
+same threads, sentence-transformers behind FastAPI (`pip install fastapi`) and infinity
+(`--infinity PATH` of the `infinity_emb` of an environment of its own: `pip install
+"infinity-emb[torch,server]"`). Every server's vectors are compared with the model's own before it
+is measured. All load the model from a copy that reads texts of up to the longest length. In `load`
+and `equal` each client waits for its answer before it asks again; in `capacity` and `overload`
+requests come at random moments, however many are unanswered. The servers' processor time tells more
+than the clock on a machine that does other work meanwhile.
 """
 
 from __future__ import annotations
@@ -15,232 +21,274 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
-import os
 import random
-import socket
-import subprocess
-import sys
+import shutil
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from typing import Any
+
+from serve_clients import (
+    Connection,
+    Load,
+    Target,
+    closed_loop,
+    open_loop,
+    percentile,
+    resident_mb,
+    text_of,
+)
+from serve_servers import NAMES, copied, serving
+
+import tokprune_rt
 
 MODEL = "all-MiniLM-L6-v2"
-SERVERS = ("tokprune", "sentence-transformers")
-WORDS = """
-    time year people way day man thing woman life child world school state family student group
-    country problem hand part place case week company system program question work government
-    number night point home water room mother area money story fact month lot right study book
-""".split()  # noqa: SIM905
-# Special tokens that every text has.
-_SPECIAL = 2
-_START_SECONDS = 120.0
+_SHORT = 12
+# What a search for the highest rate stops at, and how much longer it looks.
+_NEAR = 1.05
+_STEPS = 12
+# What it gives the server to forget the load of the last step.
+_PAUSE = 2.0
 
 
-@dataclass
-class Load:
-    """What a number of clients saw."""
+def run(work: Any) -> Any:
+    """Run a coroutine on the fastest loop there is."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
 
-    seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)
-    statuses: dict[int, int] = field(default_factory=dict)
-    tokens: int = 0
-    cpu_seconds: float | None = None
 
-    def line(self) -> str:
-        """Throughput and latency of the requests that were answered."""
-        ordered = sorted(self.latencies)
-        answered = len(ordered)
-        if not answered:
-            return f"nothing answered: {self.statuses}"
-        others = {code: count for code, count in self.statuses.items() if code != 200}
-        return (
-            f"{answered / self.seconds:8.1f} requests/s {self.tokens / self.seconds:9.0f} tokens/s"
-            f"   p50 {1000 * ordered[answered // 2]:8.2f} ms"
-            f"   p99 {1000 * ordered[min(answered - 1, int(0.99 * answered))]:8.2f} ms"
-            + self._cpu()
-            + (f"   not answered {others}" if others else "")
+def row(*cells: object) -> None:
+    """A row of a table."""
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
+def head(*cells: str) -> None:
+    """The first rows of a table."""
+    row(*cells)
+    row("---", *("--:" for _ in cells[1:]))
+
+
+def measure(target: Target, clients: int, arguments: argparse.Namespace) -> Load:
+    """Closed-loop load from so many clients."""
+    found: Load = run(closed_loop(target, clients, arguments.seconds, arguments.lengths))
+    return found
+
+
+def others(load: Load) -> str:
+    """What was not answered with a result."""
+    parts = [f"{load.refused} x 429"] if load.refused else []
+    return ", ".join([*parts, *(f"{n} x {code}" for code, n in load.failed.items())])
+
+
+def by_clients(arguments: argparse.Namespace) -> None:
+    """Throughput and latency of every server by number of clients."""
+    head(
+        *("server", "clients", "requests/s", "tokens/s", "p50 ms", "p99 ms"),
+        *("CPU ms per 1000 tokens", "not answered"),
+    )
+    for name in arguments.servers:
+        with serving(name, arguments) as target:
+            for clients in arguments.clients:
+                load = measure(target, clients, arguments)
+                cpu = 1000 * load.cpu_seconds / max(1e-9, load.tokens / 1000)
+                row(
+                    *(name, clients, f"{load.rate:.1f}", f"{load.tokens / load.seconds:.0f}"),
+                    *(f"{load.quantile(0.5):.1f}", f"{load.quantile(0.99):.1f}"),
+                    *(f"{cpu:.0f}", others(load)),
+                )
+
+
+def at_equal_p99(arguments: argparse.Namespace) -> None:
+    """The most tokens per second that each server answers within a p99."""
+    loads: dict[str, list[Load]] = {}
+    for name in arguments.servers:
+        with serving(name, arguments) as target:
+            loads[name] = [measure(target, clients, arguments) for clients in arguments.clients]
+    ours = [name for name in loads if name.startswith("tokprune")]
+    peers = [name for name in loads if name not in ours]
+    rates, ratios = (f"{name}, tokens/s" for name in loads), (f"{n} / best other" for n in ours)
+    head("p99 at most, ms", *rates, *ratios)
+    for bound in arguments.p99:
+        # What turns requests away has an easy p99.
+        best = {
+            name: max(
+                (
+                    load.tokens / load.seconds
+                    for load in found
+                    if load.quantile(0.99) <= bound and not load.refused and not load.failed
+                ),
+                default=0.0,
+            )
+            for name, found in loads.items()
+        }
+        peer = max((best[name] for name in peers), default=0.0)
+        row(
+            *(f"{bound:g}", *(f"{rate:.0f}" if rate else "-" for rate in best.values())),
+            *(f"{best[name] / peer:.2f}x" if peer and best[name] else "-" for name in ours),
         )
 
-    def _cpu(self) -> str:
-        if self.cpu_seconds is None:
-            return ""
-        return f"   {1000 * self.cpu_seconds / (self.tokens / 1000):7.1f} CPU ms/1000 tokens"
+
+def single(arguments: argparse.Namespace) -> None:
+    """A short text through the server and through the engine in this process, in turns."""
+    rng = random.Random(0)
+    head(*("precision", "engine alone, p50 ms", "request, p50 ms", "difference, ms"))
+    for name in ("tokprune", "tokprune int8"):
+        precision = "int8" if name.endswith("int8") else "fp32"
+        model = tokprune_rt.load(
+            arguments.model, policy="off", precision=precision, threads=arguments.threads
+        )
+        with serving(name, arguments) as target:
+            alone, asked = run(_in_turns(target, model, arguments.seconds, rng))
+        a, b = (percentile(times, 0.5) for times in (alone, asked))
+        row(precision, f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}")
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def text_of(tokens: int, rng: random.Random) -> str:
-    """A text of so many tokens, special ones included."""
-    return " ".join(rng.choices(WORDS, k=max(1, tokens - _SPECIAL)))
-
-
-def lengths(shortest: int, longest: int, rng: random.Random) -> Iterator[int]:
-    """Lengths, spread evenly over their logarithm."""
-    while True:
-        yield round(math.exp(rng.uniform(math.log(shortest), math.log(longest))))
-
-
-async def post(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, body: bytes
-) -> tuple[int, float]:
-    """One request over an open connection; its status and the seconds to wait after a refusal."""
-    writer.write(
-        b"POST /embed HTTP/1.1\r\nhost: %s\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\n\r\n%s" % (host.encode(), len(body), body)
-    )
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    size = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-    await reader.readexactly(size)
-    _, told, wait = head.partition(b"retry-after:")
-    return int(head.split(b" ", 2)[1]), float(wait.split(b"\r\n")[0]) if told else 0.0
-
-
-async def client(
-    url: str, seed: int, span: tuple[int, int], begin: float, end: float, load: Load
-) -> None:
-    """Ask, wait, ask again; counts what is answered between ``begin`` and ``end``."""
-    parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    rng = random.Random(seed)
-    wanted = lengths(*span, rng)
+async def _in_turns(
+    target: Target, model: Any, seconds: float, rng: random.Random
+) -> tuple[list[float], list[float]]:
+    connection = Connection(target)
+    await connection.open()
+    alone, asked = [], []
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        tokens = next(wanted)
-        body = json.dumps({"inputs": text_of(tokens, rng)}).encode()
+        text = text_of(_SHORT, rng)
         started = time.perf_counter()
-        status, wait = await post(reader, writer, parts.netloc, body)
-        now = time.perf_counter()
-        if begin <= now < end:
-            load.statuses[status] = load.statuses.get(status, 0) + 1
-            if status == 200:
-                load.latencies.append(now - started)
-                load.tokens += tokens
-        await asyncio.sleep(wait)
-    writer.close()
+        model.encode(text, normalize_embeddings=True)
+        between = time.perf_counter()
+        status, _, _ = await connection.post(text)
+        asked.append(time.perf_counter() - between)
+        alone.append(between - started)
+        assert status == 200
+    connection.close()
+    return alone, asked
 
 
-async def measure(
-    url: str, clients: int, seconds: float, span: tuple[int, int], pid: int | None
-) -> Load:
-    """Load from so many clients, after a fifth of the time to get going."""
-    load = Load(seconds)
-    begin = time.perf_counter() + seconds / 5
-    running = asyncio.gather(
-        *(client(url, seed, span, begin, begin + seconds, load) for seed in range(clients))
+def options(arguments: argparse.Namespace, slo: bool) -> list[str]:
+    """Of `tokprune serve`, under a policy, without or with an objective."""
+    found = ["--policy", arguments.policy, "--profile", "off"]
+    return [*found, "--slo-ms", str(arguments.slo_ms)] if slo else found
+
+
+def highest(target: Target, arguments: argparse.Namespace) -> tuple[float, Load]:
+    """The highest rate at which nothing is refused, and what it was like."""
+    guess = closed_loop(target, 32, max(1.0, arguments.seconds / 5), arguments.lengths)
+    rate = 0.7 * run(guess).rate
+    low, high, best = 0.0, 0.0, Load(0.0)
+    for _ in range(_STEPS):
+        time.sleep(_PAUSE)
+        load = run(open_loop(target, rate, arguments.seconds, arguments.lengths))
+        if load.refused or load.failed:
+            high = rate
+        else:
+            low, best = rate, load
+        if low and high and high / low < _NEAR:
+            break
+        rate = 1.4 * low if not high else (low + high) / 2 if low else high / 1.4
+    return low, best
+
+
+def capacity(arguments: argparse.Namespace) -> None:
+    """The highest rate before the first 429, without and with an objective."""
+    head("", "requests/s before the first 429", "as many", "p50 ms", "p99 ms", "tokens kept")
+    first = 0.0
+    for slo in (False, True):
+        with serving(arguments.servers[0], arguments, *options(arguments, slo)) as target:
+            rate, load = highest(target, arguments)
+            first = first or rate
+            row(
+                *(f"--slo-ms {arguments.slo_ms:g}" if slo else "dense", f"{rate:.1f}"),
+                *(f"{rate / first:.2f}x" if first else "-", f"{load.quantile(0.5):.0f}"),
+                *(f"{load.quantile(0.99):.0f}", f"{kept(target):.0%}"),
+            )
+
+
+def kept(target: Target) -> float:
+    """The share of all tokens that the server's calls kept to the end."""
+    with urllib.request.urlopen(target.url + "/metrics") as response:
+        lines = response.read().decode().splitlines()
+    samples = dict(line.rpartition(" ")[::2] for line in lines if not line.startswith("#"))
+    tokens, left = (
+        float(samples[f'tokprune_tokens{part}_total{{model="m"}}']) for part in ("", "_kept")
     )
-    if pid is not None:
-        await asyncio.sleep(begin - time.perf_counter())
-        before = cpu_seconds(pid)
-        await asyncio.sleep(begin + seconds - time.perf_counter())
-        load.cpu_seconds = cpu_seconds(pid) - before
-    await running
-    return load
+    return left / tokens
 
 
-def command(name: str, port: int, arguments: argparse.Namespace) -> list[str]:
-    """How a server is started."""
-    if name == "tokprune":
-        own = ["-m", "tokprune_rt.cli", "serve", arguments.model, "--port", str(port)]
-        return [
-            *(sys.executable, *own),
-            *("--threads", str(arguments.threads), "--precision", arguments.precision),
-        ]
-    own = ["--baseline", str(port), "--model", arguments.model]
-    return [sys.executable, __file__, *own, "--threads", str(arguments.threads)]
+def overload(arguments: argparse.Namespace) -> None:
+    """Twice the rate that it carries, for some minutes."""
+    slo = arguments.slo_ms is not None and arguments.with_slo
+    with serving(arguments.servers[0], arguments, *options(arguments, slo)) as target:
+        carried = arguments.rate or highest(target, arguments)[0]
+        seconds = 60 * arguments.minutes
+        parts: list[Load] = [Load(seconds / 10) for _ in range(10)]
+        memory: list[float] = []
+
+        def each(due: float, status: int, latency: float) -> None:
+            part = min(9, int(10 * due / seconds))
+            parts[part].count(status, latency, 0)
+            while len(memory) <= part:
+                memory.append(resident_mb(target.pid))
+
+        sent = run(open_loop(target, 2 * carried, seconds, arguments.lengths, each=each))
+        with urllib.request.urlopen(target.url + "/metrics") as response:
+            still = "tokprune_requests_in_flight 0.0" in response.read().decode()
+        head(
+            *("tenth", "sent/s", "answered/s", "p50 ms", "p99 ms of answered", "429"),
+            *("other than 200 and 429", "resident MB"),
+        )
+        for place, part in enumerate(parts):
+            total = sum(part.statuses.values())
+            row(
+                *(place + 1, f"{total / part.seconds:.1f}", f"{part.rate:.1f}"),
+                *(f"{part.quantile(0.5):.0f}", f"{part.quantile(0.99):.0f}", part.refused),
+                *(json.dumps(part.failed), f"{memory[place]:.0f}" if place < len(memory) else "-"),
+            )
+        row(
+            *("all", f"{sum(sent.statuses.values()) / seconds:.1f}", f"{sent.rate:.1f}"),
+            *(f"{sent.quantile(0.5):.0f}", f"{sent.quantile(0.99):.0f}", sent.refused),
+            *(json.dumps(sent.failed), f"{resident_mb(target.pid):.0f}"),
+        )
+        left = "nothing" if still else "SOMETHING"
+        print(f"\nevery request was answered; {left} is still in flight")
 
 
-@contextmanager
-def server(name: str, arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """A server's URL and process once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(command(name, port, arguments), stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                with urllib.request.urlopen(url + "/health"):
-                    break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"{name} does not start") from None
-                time.sleep(0.2)
-        yield url, process.pid
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def baseline(port: int, model: str, threads: int) -> None:
-    """sentence-transformers behind FastAPI, as its users write it."""
-    import torch
-    import uvicorn
-    from fastapi import FastAPI
-    from pydantic import BaseModel
-    from sentence_transformers import SentenceTransformer
-
-    from tokprune_rt.loader import resolve
-
-    torch.set_num_threads(threads)
-    encoder = SentenceTransformer(str(resolve(model)), device="cpu")
-    app = FastAPI()
-
-    class Body(BaseModel):
-        inputs: str | list[str]
-
-    def embed(body: Body) -> list[list[float]]:
-        texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-        found: list[list[float]] = encoder.encode(
-            texts, normalize_embeddings=True, show_progress_bar=False
-        ).tolist()
-        return found
-
-    # The annotation is a local class, which a string could not name.
-    embed.__annotations__["body"] = Body
-    app.post("/embed")(embed)
-    app.get("/health")(lambda: {})
-    uvicorn.run(app, port=port, log_level="error")
+MODES = {
+    "load": by_clients,
+    "equal": at_equal_p99,
+    "single": single,
+    "capacity": capacity,
+    "overload": overload,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--servers", nargs="+", choices=NAMES, help="default: those that there are")
+    parser.add_argument("--clients", type=int, nargs="+")
+    parser.add_argument("--p99", type=float, nargs="+", default=[50, 100, 200, 500, 1000, 2000])
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of overload")
+    parser.add_argument("--rate", type=float, help="that is carried; default: overload measures it")
     parser.add_argument("--lengths", type=int, nargs=2, default=(8, 512), metavar=("MIN", "MAX"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="fp32", help="of tokprune")
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS)
-    parser.add_argument("--url", help="a server that runs already")
-    parser.add_argument("--baseline", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    parser.add_argument("--policy", default="calibrated", help="of capacity and overload")
+    parser.add_argument("--slo-ms", type=float, default=100.0, help="of capacity and --with-slo")
+    parser.add_argument("--with-slo", action="store_true", help="overload with --slo-ms")
+    parser.add_argument("--infinity", default=shutil.which("infinity_emb"), metavar="PATH")
     arguments = parser.parse_args(argv)
-    if arguments.baseline:
-        baseline(arguments.baseline, arguments.model, arguments.threads)
-        return
-
-    def report(name: str, url: str, pid: int | None = None) -> None:
-        span = tuple(arguments.lengths)
-        for count in arguments.clients:
-            load = asyncio.run(measure(url, count, arguments.seconds, span, pid))
-            print(f"{name:22} {count:4} clients {load.line()}", flush=True)
-
-    if arguments.url:
-        report(arguments.url, arguments.url)
-        return
-    for name in arguments.servers:
-        with server(name, arguments) as (url, pid):
-            report(name, url, pid)
+    arguments.lengths = tuple(arguments.lengths)
+    if arguments.servers is None:
+        arguments.servers = [n for n in NAMES if n != "infinity" or arguments.infinity]
+    if arguments.clients is None:
+        equal = arguments.mode == "equal"
+        arguments.clients = [1, 2, 4, 8, 16, 32, 64] if equal else [1, 8, 64, 512]
+    with copied(arguments.model, arguments.lengths[1]) as arguments.model:
+        MODES[arguments.mode](arguments)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ POLICY = preset(
     q=0.2,
     profiles={"fast": {"steps": [{"q": 0.5}]}, "faster": {"steps": [{"q": 0.8}]}},
 )
+# From the first layer on, so that what the first token says at the end differs, too.
+EARLY = POLICY | {"steps": [POLICY["steps"][0] | {"layers": [0, 1, 2]}]}
 
 
 def wait_for(condition: Callable[[], Any]) -> None:

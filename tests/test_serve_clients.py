@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -69,8 +71,9 @@ def test_openai_errors(openai: Any, run: Running) -> None:
     with pytest.raises(library.NotFoundError) as missing:
         openai.embeddings.create(model="text-embedding-3", input="a")
     assert missing.value.code == "model_not_found" and missing.value.param == "model"
-    with pytest.raises(library.BadRequestError, match="input is empty"):
-        openai.embeddings.create(model="embedder", input=[])
+    for nothing in ([], ""):
+        with pytest.raises(library.BadRequestError, match="input is empty"):
+            openai.embeddings.create(model="embedder", input=nothing)
     with pytest.raises(library.BadRequestError, match="dimensions is 999"):
         openai.embeddings.create(model="embedder", input="a", dimensions=999)
     with pytest.raises(library.BadRequestError, match="encoding_format"):
@@ -130,17 +133,31 @@ def test_inference_client_tasks(hub: Any, models: dict[str, Model], name: str) -
             assert (found.answer, found.score) == (wanted["answer"], wanted["score"])
 
 
+def same(found: Any, wanted: Any) -> bool:
+    return np.array(found, dtype=np.float32).tobytes() == wanted.tobytes()
+
+
+# These projects warn of themselves while they are imported.
 @pytest.mark.filterwarnings("ignore")
-def test_langchain(run: Running, models: dict[str, Model]) -> None:
+def test_langchain_openai(run: Running, models: dict[str, Model]) -> None:
     library = pytest.importorskip("langchain_openai")
     embeddings = library.OpenAIEmbeddings(
         model="embedder", base_url=f"{run.url}/v1", api_key=KEY, check_embedding_ctx_length=False
     )
     wanted = models["embedder"].encode(TEXTS, True)
-    found = np.array(embeddings.embed_documents(TEXTS), dtype=np.float32)
-    assert found.tobytes() == wanted.tobytes()
-    query = np.array(embeddings.embed_query(TEXTS[0]), dtype=np.float32)
-    assert query.tobytes() == wanted[0].tobytes()
+    assert same(embeddings.embed_documents(TEXTS), wanted)
+    assert same(embeddings.embed_query(TEXTS[0]), wanted[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_langchain_endpoint(hub: Any, run: Running, models: dict[str, Model]) -> None:
+    library = pytest.importorskip("langchain_huggingface")
+    if int(version("langchain-huggingface").split(".")[0]) >= 1:
+        pytest.skip("langchain-huggingface takes no URLs since 1.0")
+    embeddings = library.HuggingFaceEndpointEmbeddings(model=run.url, huggingfacehub_api_token=KEY)
+    wanted = models["embedder"].encode(TEXTS, True)
+    assert same(embeddings.embed_documents(TEXTS), wanted)
+    assert same(embeddings.embed_query(TEXTS[0]), wanted[0])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -153,5 +170,18 @@ def test_llama_index(run: Running, models: dict[str, Model]) -> None:
         text_instruction="",
         query_instruction="",
     )
-    found = np.array(embeddings.get_text_embedding_batch(TEXTS), dtype=np.float32)
-    assert found.tobytes() == models["embedder"].encode(TEXTS, True).tobytes()
+    wanted = models["embedder"].encode(TEXTS, True)
+    assert same(embeddings.get_text_embedding_batch(TEXTS), wanted)
+    assert same(embeddings.get_query_embedding(TEXTS[0]), wanted[0])
+    assert same(asyncio.run(embeddings.aget_text_embedding_batch(TEXTS)), wanted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_llama_index_openai(run: Running, models: dict[str, Model]) -> None:
+    library = pytest.importorskip("llama_index.embeddings.openai")
+    embeddings = library.OpenAIEmbedding(
+        model_name="embedder", api_base=f"{run.url}/v1", api_key=KEY
+    )
+    wanted = models["embedder"].encode(TEXTS, True)
+    assert same(embeddings.get_text_embedding_batch(TEXTS), wanted)
+    assert same(embeddings.get_query_embedding(TEXTS[0]), wanted[0])

@@ -1,7 +1,8 @@
-"""The page on serving is right: its curl lines, routes and metrics."""
+"""The page on serving is right: its curl lines (and the README's), routes and metrics."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -16,7 +17,9 @@ from serving import running
 import tokprune_rt as tp
 from tokprune_rt.serve import create_app
 
-DOCS = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+DOCS = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def models(tiny: BuildModel) -> dict[str, tp.Model]:
@@ -30,10 +33,10 @@ def models(tiny: BuildModel) -> dict[str, tp.Model]:
 def test_curl_lines(tiny: BuildModel) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    lines = re.findall(r"^curl .*$", DOCS, re.MULTILINE)
-    assert len(lines) >= 5
+    pages = [re.findall(r"^curl .*$", page, re.MULTILINE) for page in (DOCS, README)]
+    assert all(pages)
     with running(models(tiny)) as run:
-        for line in lines:
+        for line in itertools.chain(*pages):
             arguments = shlex.split(line.replace("localhost:8080", run.url))
             done = subprocess.run(
                 [*arguments, "--silent", "--show-error", "--fail"],
@@ -53,7 +56,7 @@ def test_every_route_and_metric_is_described(tiny: BuildModel) -> None:
         path = getattr(route, "path", "")
         assert re.search(rf"`((GET|POST) )?{re.escape(path)}`", DOCS), path
     server = app.state.server
-    names = set(re.findall(r"^# TYPE (\w+)", server.metrics.render(), re.MULTILINE))
+    names = set(re.findall(r"^# TYPE (\w+)", server.metrics.render().decode(), re.MULTILINE))
     assert names == set(re.findall(r"`((?:te|tokprune)_\w+)`", DOCS)) - {"tokprune_rt"}
     for served in server.registry:
         served.worker.close()

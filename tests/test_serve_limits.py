@@ -65,6 +65,10 @@ def test_the_key_is_asked_for(run: Running, given: str) -> None:
         ("/embed", {"inputs": "a", "truncation_direction": "up"}, 422, "truncation_direction"),
         ("/embed", [], 422, "object"),
         ("/embed", {"inputs": []}, 400, "inputs is empty"),
+        ("/embed", {"inputs": ""}, 400, "inputs is empty"),
+        ("/embed", {"inputs": ["a", ""]}, 200, ""),
+        ("/embed_all", {"inputs": ""}, 400, "inputs is empty"),
+        ("/v1/embeddings", {"input": ["a", ""]}, 200, ""),
         ("/embed", {"inputs": ["a"] * 5}, 413, "inputs has 5 texts, the limit is 4"),
         ("/embed", {"inputs": ["a " * 40] * 4}, 413, "168 tokens, the limit is 100"),
         ("/embed", {"inputs": "a" * 3000}, 413, "larger than the limit of 2000 bytes"),
@@ -73,6 +77,7 @@ def test_the_key_is_asked_for(run: Running, given: str) -> None:
         ("/decode", {"ids": [-1]}, 422, "ids has -1"),
         ("/decode", {"ids": [[]]}, 200, ""),
         ("/tokenize", {"inputs": []}, 400, "inputs is empty"),
+        ("/tokenize", {"inputs": ""}, 400, "inputs is empty"),
         ("/answer", {"question": "a", "context": "b"}, 422, "question-answering"),
         ("/", {"inputs": {"a": 1}}, 422, "inputs"),
         ("/", {}, 422, "inputs"),
@@ -163,11 +168,12 @@ def test_metrics(model: Model) -> None:
         assert run.metric('tokprune_tokens_kept_total{model="m"}') == 3 * tokens
         assert run.metric('tokprune_calls_total{model="m",profile="off"}') == 3
         text = run.client.get("/metrics").text
+        assert "# TYPE te_request_count counter" in text
         for line in text.splitlines():
             name, _, value = line.rpartition(" ")
             assert line.startswith("# ") or (name and float(value) >= 0)
         counts = [
-            int(line.rpartition(" ")[2])
+            float(line.rpartition(" ")[2])
             for line in text.splitlines()
             if line.startswith("te_batch_next_tokens_bucket")
         ]
@@ -207,16 +213,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_the_command_serves_and_ends_on_sigterm(tiny: BuildModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_and_ends(tiny: BuildModel, tmp_path: Path, told: int) -> None:
     port, folder = free_port(), tiny("bert")
     url = f"http://127.0.0.1:{port}"
     command = ["-m", "tokprune_rt.cli", "serve", f"mini={folder}", "--port", str(port)]
+    if told == signal.SIGINT:
+        command += ["--host", "0.0.0.0"]
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, *command, "--threads", "1"],
             stderr=file,
-            env=os.environ | {"TOKPRUNE_API_KEY": KEY},
+            env=os.environ | ({"TOKPRUNE_API_KEY": KEY} if told == signal.SIGTERM else {}),
         )
     try:
 
@@ -240,18 +249,23 @@ def test_the_command_serves_and_ends_on_sigterm(tiny: BuildModel, tmp_path: Path
 
         def working() -> bool:
             text = httpx.get(url + "/metrics").text
-            return "tokprune_requests_in_flight 1" in text
+            return "tokprune_requests_in_flight 1.0" in text
 
         wait_for(working)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(told)
         thread.join(TIMEOUT)
         assert found[0].status_code == 200 and len(found[0].json()) == 2000
-        assert process.wait(TIMEOUT) in (0, -signal.SIGTERM)
+        assert process.wait(TIMEOUT) == 0
     finally:
         process.kill()
         process.wait()
     lines = log.read_text().splitlines()
-    assert f"mini at {url}" in lines[0]
+    if told == signal.SIGTERM:
+        assert lines[0] == f"note: mini at {url}"
+    else:
+        assert lines[0] == f"note: mini at http://0.0.0.0:{port}"
+        assert lines[1].startswith(f"note: whoever reaches 0.0.0.0:{port} can use this server")
+    assert "note: stopping: 1 request to finish" in lines
     assert json.loads(lines[-1])["status"] == 200
 
 
@@ -263,4 +277,5 @@ def test_a_port_that_is_taken(tiny: BuildModel) -> None:
             [sys.executable, *command], capture_output=True, text=True, timeout=120, check=False
         )
     assert done.returncode == 2
-    assert f"127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
+    wanted = f"error: 127.0.0.1:{port} cannot be listened on: Address already in use"
+    assert done.stderr.splitlines() == [wanted]

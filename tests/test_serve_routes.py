@@ -122,6 +122,7 @@ def test_cohere_rerank(run: Running, path: str) -> None:
     ]
     assert rows[0]["document"] == {"text": TEXTS[rows[0]["index"]]}
     assert "either" in run.post("/rerank", 422, query="a", texts=["b"], documents=["b"])["error"]
+    assert run.post(path, 400, query="", documents=["b"])["error"] == "query is empty"
 
 
 def test_similarity(run: Running, models: dict[str, Model]) -> None:

@@ -20,8 +20,7 @@ from tokprune_rt.cli.options import (
     load_model,
 )
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_NEEDED = ("starlette", "uvicorn", "pydantic", "orjson")
+_NEEDED = ("starlette", "uvicorn", "pydantic", "orjson", "prometheus_client")
 _LOAD = "Load"
 _LIMITS = "Limits"
 
@@ -197,14 +196,9 @@ def serve(
         )
         for name, source in named.items()
     }
-    if host not in _LOOPBACK and api_key is None:
-        note_line(
-            f"whoever reaches {host}:{port} can use this server; --api-key KEY asks for a key"
-        )
-    note_line(f"{', '.join(loaded)} at http://{host}:{port}")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("tokprune_rt.serve").setLevel(logging.INFO)
-    run(loaded, limits, host=host, port=port)
+    run(loaded, limits, host=host, port=port, say=note_line)
 
 
 def _named(models: list[str]) -> dict[str, str]:

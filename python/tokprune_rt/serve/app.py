@@ -70,6 +70,7 @@ def create_app(models: Mapping[str, Model], settings: Settings | None = None) ->
     pools = Pools(len(models))
     served = {name: Served(name, model, chosen, metrics, pools) for name, model in models.items()}
     server = Server(Registry(served), chosen, metrics, pools)
+    metrics.in_flight.set_function(lambda: server.open)
     routes = [*tei.ROUTES, *openai.ROUTES, *_PUBLIC]
     if chosen.playground:
         routes += playground.ROUTES

@@ -49,6 +49,7 @@ class Job:
         work: what is asked for.
         profile: the profile; None lets the server choose when the first sequence is run.
         skip: leading tokens that pooling leaves out.
+        admitted: more work of a request that was taken before, so not to be refused.
         arrival, deadline: on the clock of `time.monotonic`.
         loop, future: where the result goes; set from the loop's own thread.
         rank: place in the queue; see `Backlog`.
@@ -70,6 +71,7 @@ class Job:
     deadline: float
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Job]
+    admitted: bool = False
     rank: float = 0.0
     next: int = 0
     done: int = 0

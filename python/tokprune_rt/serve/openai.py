@@ -7,7 +7,7 @@ from typing import Any
 
 from tokprune_rt.serve import registry as need
 from tokprune_rt.serve import schemas, tasks
-from tokprune_rt.serve.errors import invalid
+from tokprune_rt.serve.errors import empty, invalid
 from tokprune_rt.serve.routing import Route, Server
 from tokprune_rt.serve.served import Call
 
@@ -15,6 +15,8 @@ from tokprune_rt.serve.served import Call
 async def embeddings(server: Server, body: schemas.Embeddings, call: Call) -> Any:
     """Embeddings of length 1, as lists or as base64 of little-endian float32."""
     served = server.registry.pick(body.model, need.embeds)
+    if not body.input:
+        raise empty("input")
     texts = [body.input] if isinstance(body.input, str) else body.input
     if any(not isinstance(text, str) for text in texts):
         raise invalid(

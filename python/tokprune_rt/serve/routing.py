@@ -31,6 +31,7 @@ from tokprune_rt.serve.metrics import Metrics
 from tokprune_rt.serve.registry import Registry
 from tokprune_rt.serve.served import Call, Pools
 from tokprune_rt.serve.settings import Settings
+from tokprune_rt.serve.tracing import annotate
 
 LOG = logging.getLogger("tokprune_rt.serve")
 
@@ -103,20 +104,20 @@ def endpoint(server: Server, route: Route) -> Callable[[Request], Awaitable[Resp
         counted = not route.public
         try:
             if counted:
-                server.metrics.requests.add(1, _method(route))
+                server.metrics.requests.labels(_method(route)).inc()
                 _admit(server, request)
                 call.deadline = started + _patience(server, request)
             response = await _guarded(server, route, request, call)
         except ServeError as error:
             response = problem(error, route.dialect)
-            server.metrics.failures.add(1, error.kind.lower())
+            server.metrics.failures.labels(error.kind.lower()).inc()
         except ClientDisconnect:
             response = Response(status_code=_CLIENT_GONE)
-            server.metrics.failures.add(1, "disconnected")
+            server.metrics.failures.labels("disconnected").inc()
         except Exception:
             LOG.exception("%s failed", route.path)
             response = problem(ServeError(500, "Backend", "internal error"), route.dialect)
-            server.metrics.failures.add(1, "internal")
+            server.metrics.failures.labels("internal").inc()
         if counted:
             _record(server, route, call, response, monotonic() - started)
         return response
@@ -164,7 +165,6 @@ async def _guarded(server: Server, route: Route, request: Request, call: Call) -
     if route.public:
         return _as_response(await route.handler(server, None, call), call)
     server.open += 1
-    server.metrics.in_flight.set(server.open)
     tasks: list[asyncio.Task[Any]] = []
     try:
         try:
@@ -194,7 +194,6 @@ async def _guarded(server: Server, route: Route, request: Request, call: Call) -
         # A cancelled handler takes its job out of the queue before the request counts as over.
         await asyncio.gather(*tasks, return_exceptions=True)
         server.open -= 1
-        server.metrics.in_flight.set(server.open)
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -236,27 +235,29 @@ def validation(error: ValidationError) -> ServeError:
 
 
 def _as_response(content: Any, call: Call) -> Response:
-    response = content if isinstance(content, Response) else reply(content)
-    if call.model:
-        total = 1000 * (monotonic() - call.arrival)
-        response.headers.update(
-            {
-                "x-compute-type": "cpu",
-                "x-compute-time": f"{total:.3f}",
-                "x-compute-characters": str(call.characters),
-                "x-compute-tokens": str(call.tokens),
-                "x-total-time": f"{total:.3f}",
-                "x-tokenization-time": f"{1000 * call.tokenization:.3f}",
-                "x-queue-time": f"{1000 * call.queue:.3f}",
-                "x-inference-time": f"{1000 * call.inference:.3f}",
-                "x-tokprune-model": _header(call.model),
-                "x-tokprune-policy": call.policy[:12],
-                "x-tokprune-profile": _header(call.profile),
-                "x-tokprune-tokens": str(call.tokens),
-                "x-tokprune-kept-tokens": str(call.kept),
-            }
-        )
-    return response
+    if isinstance(content, Response):
+        return content
+    return reply(content, headers=_headers(call) if call.model else None)
+
+
+def _headers(call: Call) -> dict[str, str]:
+    """What a request cost; the first eight as text-embeddings-inference has them."""
+    total = 1000 * (monotonic() - call.arrival)
+    return {
+        "x-compute-type": "cpu",
+        "x-compute-time": f"{total:.3f}",
+        "x-compute-characters": str(call.characters),
+        "x-compute-tokens": str(call.tokens),
+        "x-total-time": f"{total:.3f}",
+        "x-tokenization-time": f"{1000 * call.tokenization:.3f}",
+        "x-queue-time": f"{1000 * call.queue:.3f}",
+        "x-inference-time": f"{1000 * call.inference:.3f}",
+        "x-tokprune-model": _header(call.model),
+        "x-tokprune-policy": call.policy[:12],
+        "x-tokprune-profile": _header(call.profile),
+        "x-tokprune-tokens": str(call.tokens),
+        "x-tokprune-kept-tokens": str(call.kept),
+    }
 
 
 def _header(value: str) -> str:
@@ -266,13 +267,14 @@ def _header(value: str) -> str:
 def _record(server: Server, route: Route, call: Call, response: Response, seconds: float) -> None:
     metrics = server.metrics
     if response.status_code < 400:
-        metrics.successes.add(1, _method(route))
+        metrics.successes.labels(_method(route)).inc()
         metrics.duration.observe(seconds)
         if call.tokens:
             metrics.tokenization.observe(call.tokenization)
             metrics.queue.observe(call.queue)
             metrics.inference.observe(call.inference)
             metrics.lengths.observe(call.tokens)
+    annotate(call)
     if LOG.isEnabledFor(logging.INFO):
         # No word of the texts.
         entry = {

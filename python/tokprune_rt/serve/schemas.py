@@ -63,6 +63,9 @@ class Rerank(Truncating):
     query: str
     texts: list[str] | None = None
     raw_scores: bool = False
+    rescore: int | None = Field(
+        None, ge=1, description="Score so many of the best again without pruning; they come first."
+    )
     return_text: bool = False
     documents: list[str | Document] | None = None
     top_n: int | None = Field(None, ge=1)

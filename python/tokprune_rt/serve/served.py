@@ -191,8 +191,10 @@ class Served:
         work: Work,
         profile: Profile | None,
         skip: int = 0,
+        *,
+        admitted: bool = False,
     ) -> Job:
-        """Encode sequences; returns the finished job.
+        """Encode sequences; returns the finished job, which is not refused when ``admitted``.
 
         A cancelled caller drops the job. Raises ServeError: 413, 424, 429, 503 or 504.
         """
@@ -214,6 +216,7 @@ class Served:
             deadline=call.deadline,
             loop=loop,
             future=loop.create_future(),
+            admitted=admitted,
         )
         if not sequences:
             return job

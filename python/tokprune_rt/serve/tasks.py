@@ -15,6 +15,7 @@ from tokprune_rt.serve.served import Call, Served
 from tokprune_rt.tasks.answer import best_answers, context_windows
 from tokprune_rt.tasks.classify import label_scores, ranked_labels
 from tokprune_rt.tasks.numeric import sigmoid
+from tokprune_rt.tasks.rank import best, cascade
 from tokprune_rt.tasks.tag import check_strategy, entities_of
 from tokprune_rt.tokenizer import TextOrPair, check_text
 
@@ -118,7 +119,7 @@ async def token_states(
     return rows
 
 
-async def logits(
+async def _logits(
     served: Served,
     call: Call,
     texts: Sequence[TextOrPair],
@@ -127,8 +128,8 @@ async def logits(
     what: str = "inputs",
     truncate: bool | None = None,
     direction: Direction = None,
-) -> FloatArray:
-    """Logits [n, labels] of texts or pairs."""
+) -> Job:
+    """Run texts or pairs; the finished job, whose rows are logits [labels]."""
     count_texts(call, served, texts, what)
 
     def prepare() -> Any:
@@ -137,7 +138,7 @@ async def logits(
         )
 
     sequences = await served.tokenized(call, prepare)
-    return stacked(await served.run(call, sequences, Work("logits"), profile))
+    return await served.run(call, sequences, Work("logits"), profile)
 
 
 async def labels(
@@ -150,8 +151,8 @@ async def labels(
     top_k: int | None = None,
     **options: Any,
 ) -> list[list[dict[str, Any]]]:
-    """``{"label", "score"}`` of every text or pair, best first; options as `logits`."""
-    values = await logits(served, call, texts, profile, **options)
+    """``{"label", "score"}`` of every text or pair, best first; options as `_logits`."""
+    values = stacked(await _logits(served, call, texts, profile, **options))
     scores = values if raw_scores else label_scores(served.model, values)
     return [ranked_labels(served.model.labels, row, top_k) for row in scores]
 
@@ -164,13 +165,30 @@ async def relevance(
     profile: Profile | None,
     *,
     raw_scores: bool = False,
+    rescore: int | None = None,
     **options: Any,
 ) -> list[tuple[int, float]]:
-    """(index, score) of every document, best first: sigmoids as text-embeddings-inference's."""
+    """(index, score) of every document, best first: sigmoids as text-embeddings-inference's.
+
+    ``rescore`` and the order are those of `Model.rank`; other options as `_logits`.
+    """
     pairs: list[TextOrPair] = [(query, text) for text in texts]
-    values = (await logits(served, call, pairs, profile, **options))[:, 0]
-    scores = values if raw_scores else sigmoid(values)
-    return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")]
+    job = await _logits(served, call, pairs, profile, **options)
+
+    def scores_of(job: Job) -> FloatArray:
+        values = stacked(job)[:, 0]
+        return values if raw_scores else sigmoid(values)
+
+    scores = exact = scores_of(job)
+    if job.profile == Profile(OFF):
+        rescore = None
+    if rescore is not None:
+        head = [job.sequences[place] for place in best(scores, rescore)]
+        named = call.profile
+        exact = scores_of(await served.run(call, head, job.work, Profile(OFF), admitted=True))
+        call.profile = named
+    order, scores = cascade(scores, rescore, lambda places: exact)
+    return [(int(place), float(scores[place])) for place in order]
 
 
 async def entities(

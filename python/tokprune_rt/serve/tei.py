@@ -16,6 +16,8 @@ from tokprune_rt.tokenizer import TextOrPair
 
 
 def _listed(inputs: str | list[str]) -> list[str]:
+    if not inputs:
+        raise empty("inputs")
     return [inputs] if isinstance(inputs, str) else inputs
 
 
@@ -51,10 +53,10 @@ async def embed_all(server: Server, body: schemas.EmbedAll, call: Call) -> Any:
 
 def _predict_inputs(inputs: str | list[str] | list[list[str]]) -> tuple[list[TextOrPair], bool]:
     """Texts and pairs, and whether a single one was given: ["a", "b"] is a pair."""
-    if isinstance(inputs, str):
-        return [inputs], True
     if not inputs:
         raise empty("inputs")
+    if isinstance(inputs, str):
+        return [inputs], True
     rows = [[item] if isinstance(item, str) else item for item in inputs]
     single = isinstance(inputs[0], str)
     if single:
@@ -88,6 +90,8 @@ async def rerank(server: Server, body: schemas.Rerank, call: Call) -> Any:
     served = server.registry.pick(body.model, need.reranks)
     if (body.texts is None) == (body.documents is None):
         raise invalid("give either texts or documents", "texts")
+    if not body.query:
+        raise empty("query")
     cohere = body.documents is not None
     given = body.texts if body.documents is None else body.documents
     texts = [item if isinstance(item, str) else item.text for item in given or []]
@@ -98,6 +102,7 @@ async def rerank(server: Server, body: schemas.Rerank, call: Call) -> Any:
         texts,
         served.requested(body.profile),
         raw_scores=body.raw_scores,
+        rescore=body.rescore,
         what="documents" if cohere else "texts",
         truncate=body.truncate,
         direction=body.truncation_direction,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
@@ -50,13 +51,13 @@ class Worker:
     ) -> None:
         self._token_head = token_head
         self._engine = engine
-        self._name = name
         self._budget = budget
         self._patience = patience
         self._speed = speed
         self._adaptive = adaptive
-        self._metrics = metrics
         self._backlog = Backlog(budget)
+        self._counts = _Counts(metrics, name, budget)
+        self._show(metrics, name)
         self._running = 0
         self._closed = False
         self._wake = threading.Condition()
@@ -64,7 +65,6 @@ class Worker:
 
     def start(self) -> None:
         """Begin to work."""
-        self._gauge()
         self._thread.start()
 
     def close(self, timeout: float | None = None) -> None:
@@ -99,29 +99,33 @@ class Worker:
             own = job.tokens / rate
             job.rank = rank_of(job.arrival, job.deadline, own)
             ahead = (self._backlog.ahead(job.rank) + self._running) / rate
-            if ahead > self._patience or job.arrival + ahead > job.deadline:
+            late = ahead > self._patience or job.arrival + ahead > job.deadline
+            if late and not job.admitted:
                 raise overloaded(
                     f"model is overloaded: {ahead:.1f} s of work are ahead of this request",
                     retry_after=ahead - self._patience,
                 )
             self._backlog.add(job)
-            self._gauge()
             self._wake.notify()
 
     def cancel(self, job: Job) -> None:
         """Drop what is left of a job; a call that is running is not interrupted."""
         with self._wake:
             job.cancelled = True
-            if self._backlog.remove(job):
-                self._gauge()
-        self._metrics.cancelled.add(1, self._name)
+            self._backlog.remove(job)
+        self._counts.cancelled.inc()
 
-    def _gauge(self) -> None:
-        self._metrics.queue_size.set(len(self._backlog), self._name)
-        self._metrics.queue_tokens.set(self._backlog.tokens, self._name)
+    def _show(self, metrics: Metrics, name: str) -> None:
+        """Let the gauges look when they are asked."""
+        backlog = self._backlog
+        metrics.queue_size.labels(name).set_function(lambda: len(backlog))
+        metrics.queue_tokens.labels(name).set_function(lambda: backlog.tokens)
         for profile in self._adaptive.levels:
-            in_use = 1.0 if profile == self._adaptive.current else 0.0
-            self._metrics.profile.set(in_use, self._name, profile.name or "default")
+            gauge = metrics.profile.labels(name, profile.name or "default")
+            gauge.set_function(partial(self._in_use, profile))
+
+    def _in_use(self, profile: Profile) -> float:
+        return 1.0 if profile == self._adaptive.current else 0.0
 
     def _serve(self) -> None:
         while True:
@@ -134,7 +138,6 @@ class Worker:
                 late = self._backlog.expired(now)
                 batch = self._backlog.take(self._choose)
                 self._running = batch.tokens if batch is not None else 0
-                self._gauge()
             for job in late:
                 job.error = timed_out(job.deadline - job.arrival)
             _deliver(late)
@@ -166,7 +169,7 @@ class Worker:
                 part = Batch(batch.work, batch.profile, items, sum(_length(i) for i in items))
                 parts += self._run(part, now)
             return parts
-        self._note(batch, len(jobs))
+        self._counts.note(batch, len(jobs))
         finished = [job for job in jobs if job.finished]
         with self._wake:
             for job in finished:
@@ -213,15 +216,27 @@ class Worker:
             return list(values)
         return [values[a:b] for a, b in pairwise(bounds)]
 
-    def _note(self, batch: Batch, jobs: int) -> None:
-        metrics, name = self._metrics, self._name
+
+class _Counts:
+    """What is counted of a model's calls, its label looked up once."""
+
+    def __init__(self, metrics: Metrics, name: str, budget: int) -> None:
+        self._metrics, self._name, self._budget = metrics, name, budget
+        self._fill = metrics.batch_fill.labels(name)
+        self._tokens = metrics.tokens.labels(name)
+        self._kept = metrics.kept.labels(name)
+        self.cancelled = metrics.cancelled.labels(name)
+
+    def note(self, batch: Batch, jobs: int) -> None:
+        """Count a call that ``jobs`` requests shared."""
+        metrics = self._metrics
         metrics.batch_size.observe(len(batch.items))
         metrics.batch_tokens.observe(batch.tokens)
         metrics.batch_jobs.observe(jobs)
-        metrics.batch_fill.observe(min(1.0, batch.tokens / self._budget), name)
-        metrics.tokens.add(batch.tokens, name)
-        metrics.kept.add(sum(job.kept[index] for job, index in batch.items), name)
-        metrics.calls.add(1, name, batch.profile.name or "default")
+        metrics.calls.labels(self._name, batch.profile.name or "default").inc()
+        self._fill.observe(min(1.0, batch.tokens / self._budget))
+        self._tokens.inc(batch.tokens)
+        self._kept.inc(sum(job.kept[index] for job, index in batch.items))
 
 
 def _length(item: tuple[Job, int]) -> int:

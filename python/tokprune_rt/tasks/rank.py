@@ -55,6 +55,11 @@ def check_count(value: object, name: str) -> None:
         raise ValueError(f"{name} must be a positive int or None, got {value!r}")
 
 
+def best(scores: FloatArray, count: int) -> NDArray[np.int64]:
+    """Places of the best ``count``, ascending; of equal scores the first ones."""
+    return np.sort(np.argsort(-scores, kind="stable")[:count])
+
+
 def cascade(
     scores: FloatArray, rescore: int | None, exact: Callable[[NDArray[np.int64]], FloatArray]
 ) -> tuple[NDArray[np.int64], FloatArray]:
@@ -66,7 +71,7 @@ def cascade(
     order = np.argsort(-scores, kind="stable")
     if rescore is None or len(order) == 0:
         return order, scores
-    head = np.sort(order[:rescore])
+    head = best(scores, rescore)
     again = exact(head)
     order[:rescore] = head[np.argsort(-again, kind="stable")]
     scores = scores.copy()
