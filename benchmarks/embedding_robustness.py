@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from embedding_policies import LAYERS, METHODS, embed, plan_of, policy_of, strength_for
+from embedding_policies import LAYERS, METHODS, embed, plan_of, strength_for
 from embedding_quality import sample_of
 from embedding_words import CLASSES, fates, negation_felt
 from pruning_sets import wnut
@@ -133,7 +133,7 @@ def distances(
 
 
 def words_table(
-    model: Model, plans: Mapping[str, _core.Plan | None], merging: set[str], folder: Path
+    model: Model, plans: Mapping[str, _core.Plan | None], folder: Path
 ) -> dict[str, dict[str, Any]]:
     """Policy -> what becomes of classes of words on WNUT 17 and, but for entities, SST-2."""
     texts: list[tuple[list[str], list[str]]] = []
@@ -146,17 +146,16 @@ def words_table(
     ]
     found: dict[str, dict[str, Any]] = {}
     for policy, plan in {"dense": None, **plans}.items():
-        both = [fates(model, plan, part, merging=policy in merging) for part in (texts, reviews)]
+        both = [fates(model, plan, part) for part in (texts, reviews)]
         counts = {
             name: [
-                sum(getattr(item.by_class[name], part) for item in both)
+                sum(getattr(item[name], part) for item in both)
                 for part in ("count", "gone", "leading")
             ]
             for name in CLASSES
         }
         found[policy] = {
             "counts": counts,
-            "unclear": sum(item.unclear for item in both),
             "negation felt": negation_felt(model, plan, reviews),
         }
     return found
@@ -205,12 +204,6 @@ def main() -> None:
         name, _, source = item.partition("=")
         sources[name] = source
     plans = {name: plan_of(model, source) for name, source in sources.items()}
-    merging = {
-        name
-        for name, source in sources.items()
-        if any(step.groups for step in getattr(policy_of(model, source), "steps", ()))
-    }
-
     texts = domains(options.data)
     groups = {name: model.tokenizer.tokenize(part) for name, part in texts.items()}
     result: dict[str, Any] = {"format": "tokprune-embedding-robustness", "level": options.level}
@@ -227,10 +220,8 @@ def main() -> None:
         tokens = ", ".join(f"{name} {mean:.0f}" for name, mean in result["tokens"].items())
         print(f"mean tokens: {tokens}\n", flush=True)
     if "words" in options.part:
-        result["words"] = words_table(model, plans, merging, options.data)
+        result["words"] = words_table(model, plans, options.data)
         print(markdown_words(result["words"]))
-        unclear = ", ".join(f"{n} {item['unclear']}" for n, item in result["words"].items())
-        print(f"texts left out, whose sizes could not be told: {unclear}\n")
     if options.json is not None:
         with atomic_file(options.json) as file:
             file.write(json.dumps(result, indent=2).encode() + b"\n")

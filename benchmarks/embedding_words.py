@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from embedding_policies import embed
-from numpy.typing import NDArray
 
 from tokprune_rt import Model, _core
-from tokprune_rt.outputs import ForwardOutput, make_output
-from tokprune_rt.tokenizer import Tokens
 
 CLASSES = ("negation", "number", "entity", "any token")
 NEGATIONS = frozenset({"not", "no", "never", "nor", "cannot"})
@@ -43,31 +40,6 @@ class Fate:
         return self.kept - self.leading / max(1, self.count)
 
 
-@dataclass
-class Fates:
-    """By class; ``unclear``: texts whose sizes could not be told, which are left out."""
-
-    by_class: dict[str, Fate] = field(default_factory=lambda: {name: Fate() for name in CLASSES})
-    unclear: int = 0
-
-
-def sizes(output: ForwardOutput, index: int, length: int) -> NDArray[np.int64] | None:
-    """How many tokens each row of a text stands for, int64 [kept].
-
-    The embedding is the mean of the rows weighted by size, scaled to length 1: a linear system with
-    one solution while there are fewer rows than dimensions. None where it is too badly conditioned
-    to give whole numbers.
-    """
-    rows = output.hidden[index].astype(np.float64)
-    pooled = output.pooled
-    assert pooled is not None
-    found, *_ = np.linalg.lstsq(rows.T, pooled[index].astype(np.float64), rcond=None)
-    found *= length / found.sum()
-    whole = np.rint(found).astype(np.int64)
-    good = np.abs(found - whole).max() < 0.2 and whole.min() > 0 and whole.sum() == length
-    return whole if good else None
-
-
 def classes(words: Words, offsets: Sequence[tuple[int, int]]) -> list[set[str]]:
     """The classes of every token of " ".join(words), from its characters' positions."""
     owner: list[int] = []
@@ -92,24 +64,20 @@ def classes(words: Words, offsets: Sequence[tuple[int, int]]) -> list[set[str]]:
     return found
 
 
-def fates(model: Model, plan: _core.Plan | None, texts: Iterable[Words], *, merging: bool) -> Fates:
-    """Run texts and count what is left; ``merging``: rows may stand for several tokens."""
-    result = Fates()
+def fates(model: Model, plan: _core.Plan | None, texts: Iterable[Words]) -> dict[str, Fate]:
+    """Run texts and count, by class, what is left."""
+    result = {name: Fate() for name in CLASSES}
     for part in _parts(list(texts)):
         encodings = model.tokenizer.encodings([" ".join(words) for words, _ in part])
         tokens = [model.tokenizer.tokens(encoding) for encoding in encodings]
-        output = _forward(model, tokens, plan)
-        for i, (words, encoding) in enumerate(zip(part, encodings, strict=True)):
-            length = len(encoding.ids)
-            size = np.zeros(length, np.int64)
-            own = sizes(output, i, length) if merging else np.ones(len(output.positions[i]))
-            if own is None:
-                result.unclear += 1
-                continue
-            size[output.positions[i]] = own
+        found, _ = model.engine.forward(tokens, "hidden", plan, trace=True)
+        assert found["trace_rows"] is not None
+        for words, encoding, rows in zip(part, encodings, found["trace_rows"][-1], strict=True):
+            # How many tokens each one's own row stands for.
+            size = np.bincount(rows[rows >= 0], minlength=len(rows))
             for names, stands_for in zip(classes(words, encoding.offsets), size, strict=True):
                 for name in names:
-                    fate = result.by_class[name]
+                    fate = result[name]
                     fate.count += 1
                     fate.gone += int(stands_for == 0)
                     fate.leading += int(stands_for > 1)
@@ -119,13 +87,6 @@ def fates(model: Model, plan: _core.Plan | None, texts: Iterable[Words], *, merg
 def _parts(texts: list[Words]) -> Iterator[list[Words]]:
     for start in range(0, len(texts), _BATCH):
         yield texts[start : start + _BATCH]
-
-
-def _forward(model: Model, tokens: list[Tokens], plan: _core.Plan | None) -> ForwardOutput:
-    result, bounds = model.engine.forward(tokens, "hidden", plan, normalize=True)
-    config = model.config
-    sizes = {"hidden": config.hidden, "intermediate": config.intermediate}
-    return make_output(result, bounds, **sizes, token_head=False)
 
 
 def negation_felt(model: Model, plan: _core.Plan | None, texts: Iterable[Words]) -> float:

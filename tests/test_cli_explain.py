@@ -103,6 +103,18 @@ def test_merged_tokens_have_left(minilm_folder: Path) -> None:
     assert found.kept[-1] > found.stayed
 
 
+def test_rows_of_merged_tokens(minilm_folder: Path) -> None:
+    model = tokprune_rt.load(minilm_folder, policy=preset("tome", layers=6, ratio=0.8))
+    found = explain_text(model, "The tenant shall pay the rent in advance on the first day.")
+    stayed = {token.position for token in found.tokens if token.left is None}
+    assert len(stayed) < len(found.tokens) and {token.row for token in found.tokens} == stayed
+    rows = [token["row"] for token in found.to_dict()["tokens"]]
+    assert all((row == place) == (place in stayed) for place, row in enumerate(rows))
+    dropped = explain_text(pruned(q=0.3), "The tenant shall pay the rent in advance.").to_dict()
+    for token in dropped["tokens"]:
+        assert token["row"] == (token["position"] if token["left_at_layer"] is None else None)
+
+
 def test_dense_model_keeps_everything(minilm: Any) -> None:
     found = explain_text(minilm, "one two")
     assert found.stayed == 4 and found.pruning_layers == () and found.share == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,28 @@ class Pair:
         assert sum(map(len, expected.kept[-1])) < 0.9 * sum(SIZES), "nothing merged tests nothing"
         assert max(sizes.max() for sizes in expected.sizes) >= 2
         for precision, (slack, ties) in PRECISIONS.items():
-            found = compare_output(expected, self.forward(precision, plan), band * slack)
+            output = self.forward(precision, plan)
+            found = compare_output(expected, output, band * slack)
             assert found.mismatches == [], precision
             assert len(found.ties) <= ties, precision
             assert max(found.hidden, found.pooled, found.scores) <= 1e-4 * slack, precision
+            if not found.ties:
+                check_rows(expected, output["trace_rows"])
+
+
+def check_rows(expected: ReferenceResult, layers: list[list[np.ndarray]]) -> None:
+    """Which token is in whose row, against how many tokens each row of the reference stands for."""
+    for s, (kept, sizes) in enumerate(zip(expected.kept[-1], expected.sizes, strict=True)):
+        last = layers[-1][s]
+        count = np.bincount(last[last >= 0], minlength=SIZES[s])
+        assert np.flatnonzero(count).tolist() == sorted(kept)
+        np.testing.assert_array_equal(count[list(kept)], sizes)
+        assert all(last[row] == row for row in kept)
+        for before, after in pairwise(layer[s] for layer in layers):
+            # Tokens that share a row stay together.
+            held = before >= 0
+            np.testing.assert_array_equal(after[held], after[before[held]])
+            assert (after[~held] == -1).all()
 
 
 @pytest.fixture(scope="module", params=["bert", "mpnet", "distilbert"])

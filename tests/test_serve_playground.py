@@ -13,6 +13,7 @@ from serving import POLICY, Running, running
 
 import tokprune_rt as tp
 from tokprune_rt import Model
+from tokprune_rt.policy import preset
 
 TEXT = "The quick brown fox jumps over the lazy dog and the cat."
 DOCUMENTS = ["Paris is the capital of France.", "A dog sleeps."]
@@ -23,6 +24,7 @@ VOID = {"meta", "link", "input", "br"}
 def models(tiny: BuildModel) -> dict[str, Model]:
     return {
         "embedder": tp.load(tiny("bert"), policy=POLICY, threads=1),
+        "merger": tp.load(tiny("bert"), policy=preset("tome", layers=3, ratio=0.7), threads=1),
         "classifier": tp.load(tiny("roberta", "sequence-classification"), threads=1),
         "tagger": tp.load(tiny("bert", "token-classification"), threads=1),
         "reader": tp.load(tiny("bert", "question-answering"), threads=1),
@@ -67,6 +69,19 @@ def test_which_token_left_where(run: Running, models: dict[str, Model]) -> None:
         )
         raw = np.array(part["result"]["vector"], dtype=np.float32)
         assert raw.tobytes() == model.encode(TEXT, profile=profile).tobytes()
+
+
+def test_which_token_merged_into_which(run: Running, models: dict[str, Model]) -> None:
+    model = models["merger"]
+    (item,) = run.post("/playground", text=TEXT, model="merger")["items"]
+    (tokens,) = model.tokenizer.tokenize([TEXT])
+    wanted = model.forward([tokens.ids], trace=True)
+    assert wanted.trace is not None
+    rows = wanted.trace.rows[-1][0]
+    assert (rows != np.arange(len(rows))).any()
+    for position, (token, row) in enumerate(zip(item, rows, strict=True)):
+        assert token["into"] == (None if row == position else item[row]["text"])
+        assert (token["left"] is None) == (row == position)
 
 
 def test_every_task(run: Running, models: dict[str, Model]) -> None:

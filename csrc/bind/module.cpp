@@ -111,6 +111,7 @@ py::dict forward(Engine& engine, const IntArray& input_ids, const IntArray& cu_s
   result["macs"] = out.macs;
   result["trace_kept"] = trace ? py::object(trace_list(out.trace.kept)) : py::none();
   result["trace_scores"] = trace ? py::object(trace_list(out.trace.scores)) : py::none();
+  result["trace_rows"] = trace ? py::object(trace_list(out.trace.rows)) : py::none();
   return result;
 }
 

@@ -29,7 +29,10 @@ Trace empty_trace(const RaggedBatch& batch, const ForwardOptions& options, int64
   const auto sequences = static_cast<std::size_t>(batch.sequences);
   trace.kept.assign(static_cast<std::size_t>(layers), {});
   trace.scores.assign(static_cast<std::size_t>(layers), {});
-  for (auto& layer : trace.kept) layer.resize(sequences);
+  trace.rows.assign(static_cast<std::size_t>(layers), {});
+  for (auto* layers_of : {&trace.kept, &trace.rows}) {
+    for (auto& layer : *layers_of) layer.resize(sequences);
+  }
   if (!options.plan) return trace;
   for (const Step& step : options.plan->steps) {
     auto& layer = trace.scores[static_cast<std::size_t>(step.layer)];
@@ -102,6 +105,7 @@ void append(EngineOutput& all, EngineOutput&& part, int64_t first, int64_t layer
   all.macs += part.macs;
   append_layers(all.trace.kept, std::move(part.trace.kept));
   append_layers(all.trace.scores, std::move(part.trace.scores));
+  append_layers(all.trace.rows, std::move(part.trace.rows));
 }
 
 std::vector<float> dense_rows(const float* rows, int64_t count, int64_t ld, int64_t columns) {

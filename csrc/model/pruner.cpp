@@ -91,6 +91,7 @@ void Pruner::start(const RaggedBatch& batch, const Plan* plan, Trace* trace) {
     }
   }
   begin_[sequences_] = row;
+  if (trace_) holder_.assign(token_.data(), token_.data() + row);
   if (plan) {
     for (std::size_t i = 0; i < plan->scores.size(); ++i) {
       std::fill_n(score_array(static_cast<int64_t>(i)), row, 0.0f);
@@ -321,8 +322,15 @@ void Pruner::record_kept(int64_t layer, int32_t* counts) {
     const RowSpan rows = alive(s);
     counts[s] = rows.count;
     if (!trace_) continue;
-    trace_->kept[static_cast<std::size_t>(layer)][static_cast<std::size_t>(s)].assign(
-        position_.data() + rows.begin, position_.data() + rows.begin + rows.count);
+    const auto at = [&](auto& layers) -> auto& {
+      return layers[static_cast<std::size_t>(layer)][static_cast<std::size_t>(s)];
+    };
+    at(trace_->kept)
+        .assign(position_.data() + rows.begin, position_.data() + rows.begin + rows.count);
+    for (int64_t i = 0; i < batch_.length(s); ++i) {
+      const int32_t row = holder_[static_cast<std::size_t>(batch_.begin(s) + i)];
+      at(trace_->rows).push_back(row < rows.begin ? -1 : position_[row]);
+    }
   }
 }
 

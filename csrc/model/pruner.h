@@ -17,6 +17,8 @@ namespace tokprune {
 struct Trace {
   std::vector<std::vector<std::vector<int32_t>>> kept;  // original positions after the layer
   std::vector<std::vector<std::vector<float>>> scores;  // by original position; NaN = no score
+  // By original position: the position of the row that holds the token after the layer; -1: none.
+  std::vector<std::vector<std::vector<int32_t>>> rows;
 };
 
 // How the rows after a decision are made from the rows before it, in CSR form.
@@ -131,6 +133,7 @@ class Pruner {
   void combine_sequence(const Context& context, const Step& step, int64_t s, const Scratch& scratch,
                         const StateRows& states);
   void append_groups(int64_t s, int32_t* entries, int32_t* row);
+  void follow_tokens(const RowMap& map);
   float* score_array(int64_t score) const { return scores_.data() + score * max_tokens_; }
   float* previous_array(int64_t score) const { return previous_.data() + score * max_tokens_; }
 
@@ -140,6 +143,7 @@ class Pruner {
   RaggedBatch batch_;
   const Plan* plan_ = nullptr;
   Trace* trace_ = nullptr;
+  std::vector<int32_t> holder_;  // with a trace: the row that holds each token; -1: none
   int64_t sequences_ = 0;
 
   AlignedArray<int32_t> begin_;  // [sequences + 1]

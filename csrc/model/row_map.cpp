@@ -46,6 +46,21 @@ void Pruner::append_package(int64_t s, int32_t* entries, int32_t* row) {
   map_begin_[++*row] = *entries;
 }
 
+// Which row holds each token after the map.
+void Pruner::follow_tokens(const RowMap& map) {
+  std::vector<int32_t> after(static_cast<std::size_t>(rows()), -1);
+  for (int32_t i = 0; i < map.rows; ++i) {
+    if (!map.weighted) {
+      after[static_cast<std::size_t>(map.source[i])] = i;
+      continue;
+    }
+    for (int32_t e = map.row_begin[i]; e < map.row_begin[i + 1]; ++e) {
+      after[static_cast<std::size_t>(map.column[e])] = i;
+    }
+  }
+  for (int32_t& row : holder_) row = row < 0 ? -1 : after[static_cast<std::size_t>(row)];
+}
+
 RowMap Pruner::close_site() {
   int32_t row = 0;
   int32_t entries = 0;
@@ -100,6 +115,7 @@ RowMap Pruner::close_site() {
   }
   has_log_size_ |= merge_ && plan_->log_size;
   for (int64_t i = 0; has_log_size_ && i < map.rows; ++i) log_size_[i] = std::log(size_[i]);
+  if (trace_) follow_tokens(map);
   std::copy_n(new_begin_.data(), sequences_ + 1, begin_.data());
   return map;
 }

@@ -16,6 +16,7 @@ class ForwardResult(TypedDict):
     macs: int
     trace_kept: list[list[NDArray[np.int32]]] | None
     trace_scores: list[list[NDArray[np.float32]] | None] | None
+    trace_rows: list[list[NDArray[np.int32]]] | None
 
 def isa_levels() -> list[str]: ...
 def resolve_precision(precision: str, isa: str = "") -> str: ...

@@ -44,17 +44,21 @@ class Stats:
 
 @dataclass(frozen=True)
 class Trace:
-    """Which tokens stayed, layer by layer.
+    """Which tokens stayed, and which share a row, layer by layer.
 
     Attributes:
         kept: ``kept[layer][sequence]``: int32 array of the original positions alive after that
             layer's pruning.
         scores: ``scores[layer]`` is None for a layer without scores, else one float32 array per
             sequence over its original positions, NaN where a token had no score.
+        rows: ``rows[layer][sequence]``: int32 array over the original positions: the position of
+            the token in whose row each one is after that layer. Its own, until it merges into
+            another, is pooled or packaged; -1 once it was dropped.
     """
 
     kept: list[list[IntArray]]
     scores: list[list[FloatArray] | None]
+    rows: list[list[IntArray]]
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,9 @@ def make_output(
     if token_head and isinstance(logits, np.ndarray):
         logits = split_rows(logits, cu_seqlens)
     trace = None
-    if result["trace_kept"] is not None:
-        trace = Trace(result["trace_kept"], result["trace_scores"] or [None] * layers)
+    if result["trace_kept"] is not None and result["trace_rows"] is not None:
+        scores = result["trace_scores"] or [None] * layers
+        trace = Trace(result["trace_kept"], scores, result["trace_rows"])
     padded = np.full(len(lengths), lengths.max(initial=0), dtype=np.int64)
     return ForwardOutput(
         hidden=split_rows(rows, cu_kept),
@@ -143,7 +148,8 @@ def empty_output(config: EncoderConfig, dimension: int | None, trace: bool) -> F
         logits = np.zeros((0, len(config.labels)), dtype=np.float32)
     elif config.head == "token":
         logits = []
-    empty_trace = Trace([[] for _ in range(config.layers)], [None] * config.layers)
+    empty: list[list[IntArray]] = [[] for _ in range(config.layers)]
+    empty_trace = Trace(empty, [None] * config.layers, empty)
     return ForwardOutput(
         hidden=[],
         positions=[],

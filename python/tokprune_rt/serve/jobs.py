@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,7 @@ class Job:
         tokens, waiting: tokens of all sequences, and of those from ``next`` on.
         rows: a result array per sequence.
         kept: tokens left after the last layer, per sequence.
-        traces: per sequence and layer the positions left, with ``work.trace``.
+        traces: with ``work.trace``, `Trace.rows` of each sequence, int32 [layers, tokens].
         queue_seconds: until the first sequence was run.
         inference_seconds: of the calls that this job took part in.
         macs: multiply-adds of a job that ran alone.
@@ -79,7 +79,7 @@ class Job:
     error: Exception | None = None
     rows: list[NDArray[np.float32] | None] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-    traces: list[Any] = field(default_factory=list)
+    traces: list[NDArray[np.int32]] = field(default_factory=list)
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0
     macs: int = 0
@@ -91,7 +91,7 @@ class Job:
         self.rows = [None] * len(self.sequences)
         self.kept = [0] * len(self.sequences)
         if self.work.trace:
-            self.traces = [None] * len(self.sequences)
+            self.traces = [np.zeros((0, 0), np.int32)] * len(self.sequences)
 
     @property
     def finished(self) -> bool:

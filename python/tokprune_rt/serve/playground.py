@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from starlette.responses import Response
 
 from tokprune_rt.outputs import FloatArray
@@ -137,11 +138,11 @@ async def play(server: Server, body: Play, call: Call) -> Any:
         "tokens": traced.tokens,
         "kept": sum(traced.kept),
         "kept_per_layer": [
-            sum(len(alive[layer]) for alive in traced.traces) for layer in range(layers)
+            sum(int(_own(rows)[layer].sum()) for rows in traced.traces) for layer in range(layers)
         ],
         "items": [
-            _fates(served, tokens, alive)
-            for tokens, alive in zip(sequences, traced.traces, strict=True)
+            _fates(served, tokens, rows)
+            for tokens, rows in zip(sequences, traced.traces, strict=True)
         ],
         "pruned": pruned,
         "dense": dense,
@@ -176,22 +177,27 @@ def _result(given: _Input, job: Job) -> dict[str, Any]:
     return given.result([row for row in job.rows if row is not None])
 
 
-def _fates(served: Served, tokens: Tokens, alive: Sequence[Any]) -> list[dict[str, Any]]:
-    """Every token with the layer at which it left; None if it stayed."""
-    left: list[int | None] = [None] * len(tokens)
-    for layer in reversed(range(len(alive))):
-        stayed = set(alive[layer].tolist())
-        for position in range(len(tokens)):
-            if position not in stayed:
-                left[position] = layer
-    special = served.model.tokenizer.special_ids
+def _own(rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Whether a token has a row of its own place, [layers, tokens]; ``rows``: `Trace.rows`."""
+    own: NDArray[np.bool_] = rows == np.arange(rows.shape[1])
+    return own
+
+
+def _fates(served: Served, tokens: Tokens, rows: NDArray[np.int32]) -> list[dict[str, Any]]:
+    """Every token with the layer at which it left, None if it stayed, and the token in whose row
+    it ended, None if that is its own or it was dropped."""
+    gone = ~_own(rows)
+    left = np.where(gone.any(axis=0), gone.argmax(axis=0), -1)
+    tokenizer = served.model.tokenizer
+    names = [tokenizer.token(int(index)) for index in tokens.ids]
     return [
         {
-            "text": served.model.tokenizer.token(int(index)),
-            "special": int(index) in special,
-            "left": layer,
+            "text": names[position],
+            "special": int(index) in tokenizer.special_ids,
+            "left": None if left[position] < 0 else int(left[position]),
+            "into": names[row] if row not in (-1, position) else None,
         }
-        for index, layer in zip(tokens.ids, left, strict=True)
+        for position, (index, row) in enumerate(zip(tokens.ids, rows[-1].tolist(), strict=True))
     ]
 
 

@@ -199,8 +199,8 @@ class Worker:
             if not np.isfinite(row).all():
                 job.error = failed("the model's output is not finite")
             job.kept[index] = int(kept[place])
-            if result["trace_kept"] is not None:
-                job.traces[index] = [layer[place] for layer in result["trace_kept"]]
+            if result["trace_rows"] is not None:
+                job.traces[index] = np.stack([layer[place] for layer in result["trace_rows"]])
             job.done += 1
             job.macs = int(result["macs"])
             if id(job) not in jobs:

@@ -31,6 +31,7 @@ class TokenFate:
         end: where it ends.
         special: whether it is a special token, or stands for no text of its own.
         left: the layer at which it left; None if it stayed.
+        row: the position of the token in whose row it ended, its own if it stayed; -1: dropped.
         score: its score there, or at the last layer that had one; None without.
     """
 
@@ -42,6 +43,7 @@ class TokenFate:
     end: int
     special: bool
     left: int | None
+    row: int
     score: float | None
 
     @property
@@ -127,6 +129,7 @@ class Explanation:
                     "end": None if token.start < 0 else token.end,
                     "special": token.special,
                     "left_at_layer": token.left,
+                    "row": None if token.row < 0 else token.row,
                     "score": token.score,
                 }
                 for token in self.tokens
@@ -169,7 +172,7 @@ def explain_text(
         profile=profile,
         layers=model.config.layers,
         pruning_layers=tuple(sorted({step["layer"] for step in steps})),
-        tokens=_fates(model, texts, encoding, left, scores),
+        tokens=_fates(model, texts, encoding, left, output.trace.rows[-1][0], scores),
         kept=tuple(int(layer[0]) for layer in output.stats.kept_per_sequence),
         merged=bool(packing),
         grouped=any(step["action"] in ("merge", "pool") for step in steps),
@@ -216,6 +219,7 @@ def _fates(
     texts: Sequence[str],
     encoding: Encoding,
     left: Sequence[int | None],
+    rows: IntArray,
     scores: Sequence[Any],
 ) -> tuple[TokenFate, ...]:
     fates = []
@@ -242,6 +246,7 @@ def _fates(
                 # Also the second token of one character, as byte-level vocabularies have them.
                 special=not text,
                 left=left[position],
+                row=int(rows[position]),
                 score=_score_of(position, left[position], scores),
             )
         )
