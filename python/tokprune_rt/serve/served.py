@@ -30,6 +30,8 @@ DEFAULT = "default"
 _PROBE_TOKENS = 128
 # Characters of a request that may keep a tokenizer busy for longer than a call of the encoder.
 _LONG = 50_000
+# Characters that are tokenized sooner than a thread is woken to do it.
+_BRIEF = 400
 
 
 def profile_name(profile: Profile) -> str:
@@ -173,9 +175,12 @@ class Served:
         return await asyncio.get_running_loop().run_in_executor(pool, function)
 
     async def tokenized(self, call: Call, function: Callable[[], T]) -> T:
-        """Run tokenization beside the event loop; its ValueError is the client's: 413 or 422."""
+        """Run tokenization, of more than a few words beside the event loop; its ValueError is the
+        client's: 413 or 422."""
         started = perf_counter()
         try:
+            if call.characters <= _BRIEF:
+                return function()
             return await self.off_loop(function, call.characters)
         except InputTooLongError as error:
             raise too_large(str(error), "input") from error
