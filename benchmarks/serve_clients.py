@@ -8,6 +8,7 @@ import math
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,7 +201,8 @@ async def open_loop(
     status and the latency. Returns when all are answered; TimeoutError if one is not.
     """
     load = Load(seconds)
-    idle: list[Connection] = []
+    # The one that has waited longest goes first, so that none waits until the server closes it.
+    idle: deque[Connection] = deque()
     opening = asyncio.Semaphore(_OPENING)
     rng = random.Random(seed)
     wanted = texts(span, rng)
@@ -208,7 +210,7 @@ async def open_loop(
 
     async def request(due: float, tokens: int, text: str) -> None:
         if idle:
-            connection = idle.pop()
+            connection = idle.popleft()
         else:
             connection = Connection(target)
             async with opening:
