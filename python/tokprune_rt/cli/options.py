@@ -28,9 +28,9 @@ PolicyOption = Annotated[
     str | None,
     typer.Option(
         "--policy",
-        metavar="auto|off|FILE",
+        metavar="auto|off|calibrated|PATH",
         help="auto (default): the model folder's own policy, if it has one; off: dense; "
-        "calibrated: the one that comes with this package; or a policy file.",
+        "calibrated: the one that comes with this package; or a policy file, or a folder with one.",
         rich_help_panel=_PRUNING,
         show_default=False,
     ),

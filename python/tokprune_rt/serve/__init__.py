@@ -1,8 +1,8 @@
 """A server that speaks text-embeddings-inference and OpenAI; needs the extra ``serve``.
 
-Requests are tokenized beside the event loop and merged, ragged, into the next call of the encoder:
-continuous batching by a budget of tokens, without padding. The same text gets the same bytes
-whatever it is batched with. `tokprune serve` is its command.
+Requests are tokenized, long ones beside the event loop, and merged, ragged, into the next call of
+the encoder: continuous batching by a budget of tokens, without padding. The same text gets the same
+bytes whatever it is batched with. `tokprune serve` is its command.
 """
 
 from tokprune_rt.serve.app import create_app

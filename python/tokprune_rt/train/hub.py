@@ -47,7 +47,9 @@ def _named(name: str) -> Any:
     path, _, split = name.removeprefix(PREFIX).partition(":")
     parts = path.split("/")
     if not split or not all(parts) or len(parts) > 3:
-        raise ValueError(f"{name}: write hf:NAME[/CONFIG]:SPLIT, for example hf:conll2003:train")
+        raise ValueError(
+            f"{name}: write hf:NAME[/CONFIG]:SPLIT, for example hf:stanfordnlp/sst2:train"
+        )
     datasets = _datasets()
     if len(parts) == 3:
         return datasets.load_dataset("/".join(parts[:2]), parts[2], split=split)
