@@ -92,5 +92,7 @@ def check(
         assert result.scores <= tolerance.scores
         agreeing += len(result.agreeing)
         kept += sum(map(len, reference.kept[-1]))
-    assert agreeing >= tolerance.agreeing * len(token_ids), "too many ties to mean anything"
+    # Rounded down: of few texts, one may meet a tie.
+    least = int(tolerance.agreeing * len(token_ids))
+    assert agreeing >= least, "too many ties to mean anything"
     return kept / sum(map(len, token_ids))
