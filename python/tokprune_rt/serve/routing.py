@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+import anyio
 import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -37,6 +38,9 @@ LOG = logging.getLogger("tokprune_rt.serve")
 
 # What nginx logs for a client that has left; nobody reads it.
 _CLIENT_GONE = 499
+
+# Within them a client that has left is not noticed.
+_UNWATCHED_SECONDS = 0.02
 
 # How long a client will wait for this request, in milliseconds.
 TIMEOUT_HEADER = "x-timeout-ms"
@@ -119,7 +123,11 @@ def endpoint(server: Server, route: Route) -> Callable[[Request], Awaitable[Resp
             response = problem(ServeError(500, "Backend", "internal error"), route.dialect)
             server.metrics.failures.labels("internal").inc()
         if counted:
-            _record(server, route, call, response, monotonic() - started)
+            annotate(call)
+            # Books are kept once the response is on its way.
+            asyncio.get_running_loop().call_soon(
+                _record, server, route, call, response.status_code, monotonic() - started
+            )
         return response
 
     return serve
@@ -165,35 +173,59 @@ async def _guarded(server: Server, route: Route, request: Request, call: Call) -
     if route.public:
         return _as_response(await route.handler(server, None, call), call)
     server.open += 1
-    tasks: list[asyncio.Task[Any]] = []
+    watch = _Watch(request)
+    body = None
     try:
-        try:
-            raw = await asyncio.wait_for(
-                _read(request, server.settings.max_body_bytes), call.deadline - monotonic()
-            )
-        except asyncio.TimeoutError:
-            raise ServeError(408, "Timeout", "the request's body did not arrive in time") from None
-        body = _parse(route, raw)
-        work = asyncio.ensure_future(route.handler(server, body, call))
-        gone = asyncio.ensure_future(_disconnected(request))
-        tasks = [work, gone]
-        await asyncio.wait(
-            tasks,
-            timeout=max(0.0, call.deadline - monotonic()),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if work.done():
-            return _as_response(work.result(), call)
-        if gone.done():
-            raise ClientDisconnect
-        raise timed_out(call.deadline - call.arrival)
-    finally:
-        for task in tasks:
-            if not task.done():
-                task.cancel()
+        deadline = anyio.current_time() + call.deadline - monotonic()
         # A cancelled handler takes its job out of the queue before the request counts as over.
-        await asyncio.gather(*tasks, return_exceptions=True)
+        with anyio.CancelScope(deadline=deadline) as scope:
+            body = await _read(request, server.settings.max_body_bytes)
+            watch.begin(scope)
+            content = await route.handler(server, _parse(route, body), call)
+    finally:
+        watch.end()
         server.open -= 1
+    if not scope.cancelled_caught:
+        return _as_response(content, call)
+    if watch.gone:
+        raise ClientDisconnect
+    if body is None:
+        raise ServeError(408, "Timeout", "the request's body did not arrive in time")
+    raise timed_out(call.deadline - call.arrival)
+
+
+class _Watch:
+    """Cancels a scope when the client leaves.
+
+    Most requests are answered before it looks for the first time, and spared a task of their own.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.gone = False
+        self._request = request
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, scope: anyio.CancelScope) -> None:
+        """Watch from a moment later on; the body must have been read."""
+        loop = asyncio.get_running_loop()
+
+        def start() -> None:
+            self._task = loop.create_task(self._wait(scope))
+
+        self._timer = loop.call_later(_UNWATCHED_SECONDS, start)
+
+    def end(self) -> None:
+        """Watch no longer."""
+        for part in (self._timer, self._task):
+            if part is not None:
+                part.cancel()
+
+    async def _wait(self, scope: anyio.CancelScope) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        scope.cancel()
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -210,11 +242,6 @@ async def _read(request: Request, limit: int) -> bytes:
     if size > limit:
         raise too_large(f"the body is larger than the limit of {limit} bytes")
     return b"".join(parts)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _parse(route: Route, raw: bytes) -> Any:
@@ -264,9 +291,9 @@ def _header(value: str) -> str:
     return value.encode("ascii", "replace").decode()
 
 
-def _record(server: Server, route: Route, call: Call, response: Response, seconds: float) -> None:
+def _record(server: Server, route: Route, call: Call, status: int, seconds: float) -> None:
     metrics = server.metrics
-    if response.status_code < 400:
+    if status < 400:
         metrics.successes.labels(_method(route)).inc()
         metrics.duration.observe(seconds)
         if call.tokens:
@@ -274,12 +301,11 @@ def _record(server: Server, route: Route, call: Call, response: Response, second
             metrics.queue.observe(call.queue)
             metrics.inference.observe(call.inference)
             metrics.lengths.observe(call.tokens)
-    annotate(call)
     if LOG.isEnabledFor(logging.INFO):
         # No word of the texts.
         entry = {
             "route": route.path,
-            "status": response.status_code,
+            "status": status,
             "model": call.model,
             "profile": call.profile,
             "items": call.items,
