@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,42 @@ def test_every_route_and_metric_is_described(tiny: BuildModel) -> None:
     for served in server.registry:
         served.worker.close()
     server.pools.close()
+
+
+RAY = """
+import os, sys, time
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+import httpx, numpy as np, ray
+from ray import serve as ray_serve
+ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray_serve.start(http_options={"port": int(sys.argv[1])})
+exec(sys.argv[2])
+wanted = tp.load("all-MiniLM-L6-v2").encode(["hello"], normalize_embeddings=True)
+with httpx.Client(base_url=f"http://127.0.0.1:{sys.argv[1]}", timeout=60) as client:
+    for _ in range(8):
+        while (found := client.post("/embed", json={"inputs": "hello"})).status_code == 503:
+            time.sleep(0.05)
+        assert np.array_equal(np.array(found.json(), np.float32), wanted), found.text
+ray_serve.shutdown()
+"""
+
+
+def test_ray_serve(minilm_folder: Path) -> None:
+    pytest.importorskip("ray")
+    pytest.importorskip("ray.serve")
+    (example,) = (
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+        if "from ray import serve" in block
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-c", RAY, str(port), example],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
