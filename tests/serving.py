@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+import uvloop
 
 from tokprune_rt import Model
 from tokprune_rt.policy import preset
@@ -103,7 +105,14 @@ def running(models: Mapping[str, Model], **settings: Any) -> Iterator[Running]:
     app = create_app(models, Settings(**settings))
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False)
     uvicorn_server = uvicorn.Server(config)
-    thread = threading.Thread(target=uvicorn_server.run)
+    leaked: list[object] = []
+
+    async def serve() -> None:
+        await uvicorn_server.serve()
+        await asyncio.sleep(0)  # what was cancelled last ends
+        leaked.extend(asyncio.all_tasks() - {asyncio.current_task()})
+
+    thread = threading.Thread(target=lambda: uvloop.run(serve()))
     thread.start()
     try:
         wait_for(lambda: uvicorn_server.started)
@@ -122,6 +131,7 @@ def running(models: Mapping[str, Model], **settings: Any) -> Iterator[Running]:
         uvicorn_server.should_exit = True
         thread.join(TIMEOUT)
         assert not thread.is_alive(), "the server did not end"
+        assert not leaked
 
 
 class Parallel:
