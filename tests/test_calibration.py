@@ -20,7 +20,7 @@ from tokprune_rt.calibration.families import FAMILIES, SHARES
 from tokprune_rt.calibration.passes import shortest_gain
 from tokprune_rt.calibration.sample import draw
 from tokprune_rt.calibration.search import Point, search, uniform_loss
-from tokprune_rt.policy import PolicyError, load_policy, parse_policy
+from tokprune_rt.policy import PolicyError, load_policy, parse_policy, policy_hash, preset
 
 LAYERS = 3
 TEXTS = [" ".join([CORPUS[i % 6], CORPUS[(i * 5 + 1) % 6], str(i)]) for i in range(45)]
@@ -223,7 +223,7 @@ def test_goes_on_where_it_stopped(
     done = json.loads((tmp_path / "calibration.json").read_text())["points"]
     assert done == whole
     other = calibrate_error(model, TEXTS[:-1], tmp_path, SMALL)
-    assert "holds another calibration: texts was" in other
+    assert "holds another calibration: drawn texts was" in other
 
 
 def calibrate_error(model: Any, texts: Any, folder: Path, settings: Settings | None = None) -> str:
@@ -287,7 +287,17 @@ def test_command(tiny: BuildModel, tmp_path: Path) -> None:
     options = ["--texts", texts, "-o", folder, "--min-quality", "0.9", "--sample", "45"]
     result = run("calibrate", tiny("bert"), *options, "--threads", "1")
     assert "policy" in result.stdout and "5th pct." in result.stdout
-    assert load_policy(folder).name == "calibrated"
+    written = load_policy(folder)
+    assert written.name == "calibrated" and "replaced" not in result.stderr
+    other = parse_policy(preset("quantile", layers=3, q=0.3))
+    other.save(folder)
+    result = run("calibrate", tiny("bert"), *options, "--threads", "1")
+    old, new = (policy_hash(policy)[:12] for policy in (other, written))
+    assert f"policy {old} that was in {folder} is replaced by {new}" in result.stderr
+    few = tmp_path / "few.txt"
+    few.write_text("one\ntwo")
+    run("calibrate", tiny("bert"), "--texts", few, "-o", tmp_path / "none", code=2)
+    assert not (tmp_path / "none").exists()
     wrong = run("calibrate", tiny("bert"), "--texts", texts, "--min-quality", "2", code=2)
     assert "min_quality: found 2.0" in wrong.stderr
 

@@ -112,7 +112,7 @@ def test_encode_under_a_policy(lines_file: Path, minilm_folder: Path, tmp_path: 
     path.write_text(json.dumps(document))
     model = tokprune_rt.load(minilm_folder, policy=document)
     out = tmp_path / "v.npy"
-    for profile in (None, "mild", "off"):
+    for profile in (None, "mild", "off", "default"):
         chosen = ["--profile", profile] if profile else []
         run("encode", MINILM, lines_file, "-o", out, "--policy", path, *chosen, "--threads", 1)
         assert np.array_equal(np.load(out), model.encode(LINES, profile=profile))
@@ -130,7 +130,7 @@ def test_encode_tables_and_json_lines(minilm: Any, tmp_path: Path) -> None:
             writer.writerows(rows)
     (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
     for name in ("a.csv", "a.tsv", "a.jsonl"):
-        records = json_lines(run("encode", MINILM, tmp_path / name, "--field", "body").stdout)
+        records = json_lines(run("encode", MINILM, tmp_path / name, "--column", "body").stdout)
         found = np.array([record.pop("embedding") for record in records], np.float32)
         assert records == rows
         assert np.array_equal(found, minilm.encode(texts))
@@ -186,6 +186,10 @@ def test_predict_classes(tiny: BuildModel, tmp_path: Path) -> None:
     assert best == [{"text": t, **p} for t, p in zip(texts, model.predict(texts), strict=True)]
     top = json_lines(run("predict", folder, *texts, "--top-k", 3).stdout)
     assert [item["labels"] for item in top] == model.predict(texts, top_k=3)
+    name = str(tmp_path)
+    assert "is taken" not in run("predict", folder, name).stderr
+    (tmp_path / "file.txt").write_text("a text")
+    assert "--input " in run("predict", folder, tmp_path / "file.txt").stderr
     raw = json_lines(run("predict", folder, *texts, "--raw-scores").stdout)
     logits = np.array([item["logits"] for item in raw], np.float32)
     assert np.array_equal(logits, model.predict(texts, raw_scores=True))

@@ -202,6 +202,12 @@ def test_files(minilm_folder: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "a.png"]
 
 
+def test_a_text_that_loses_nothing() -> None:
+    arguments = ["explain", MINILM, "one two three", "--policy", "calibrated"]
+    found = CliRunner().invoke(app, arguments).stdout
+    assert "lets nothing of this text leave" in found and "left at layer" not in found
+
+
 def test_text_from_standard_input(minilm_folder: Path) -> None:
     arguments = ["explain", MINILM, "-", "--preset", "lat"]
     result = CliRunner().invoke(app, arguments, input="one two three\n")

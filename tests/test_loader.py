@@ -339,6 +339,11 @@ def test_unknown_names(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         resolve(name)
 
 
+def test_a_misspelt_name_is_recognised() -> None:
+    with pytest.raises(FileNotFoundError, match=r"v3'; did you mean all-MiniLM-L6-v2\?"):
+        resolve("all-MiniLM-L6-v3")
+
+
 def test_bad_names(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         resolve(tmp_path / "absent")

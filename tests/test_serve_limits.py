@@ -219,7 +219,7 @@ def test_the_command_serves_and_ends(tiny: BuildModel, tmp_path: Path, told: int
     url = f"http://127.0.0.1:{port}"
     command = ["-m", "tokprune_rt.cli", "serve", f"mini={folder}", "--port", str(port)]
     if told == signal.SIGINT:
-        command += ["--host", "0.0.0.0"]
+        command += ["--host", "0.0.0.0", "--slo-ms", "50"]
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -263,8 +263,9 @@ def test_the_command_serves_and_ends(tiny: BuildModel, tmp_path: Path, told: int
     if told == signal.SIGTERM:
         assert lines[0] == f"note: mini at {url}"
     else:
-        assert lines[0] == f"note: mini at http://0.0.0.0:{port}"
-        assert lines[1].startswith(f"note: whoever reaches 0.0.0.0:{port} can use this server")
+        assert lines[0].startswith("note: mini has no profile that prunes harder")
+        assert lines[1] == f"note: mini at http://0.0.0.0:{port}"
+        assert lines[2].startswith(f"note: whoever reaches 0.0.0.0:{port} can use this server")
     assert "note: stopping: 1 request to finish" in lines
     assert json.loads(lines[-1])["status"] == 200
 

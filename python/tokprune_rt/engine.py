@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tokprune_rt import _core
 from tokprune_rt.loader import LoadedModel, PackedWeights
-from tokprune_rt.policy import OFF, Policy, compile_plan
+from tokprune_rt.policy import DEFAULT, OFF, Policy, compile_plan
 
 if TYPE_CHECKING:
     from tokprune_rt._core import ForwardResult
@@ -54,7 +54,8 @@ class Engine:
         return [OFF, *(self._policy.profiles if self._policy is not None else ())]
 
     def plan(self, profile: str | None) -> _core.Plan | None:
-        """The compiled policy under ``profile``; None runs dense.
+        """The compiled policy under ``profile``, None or `default` for its own numbers; None runs
+        dense.
 
         Raises ValueError listing the profiles when there is no such profile.
         """
@@ -64,7 +65,7 @@ class Engine:
         return self._plans[profile]
 
     def _compile(self, profile: str | None) -> _core.Plan | None:
-        if profile is not None and profile not in self.profiles:
+        if profile not in (None, DEFAULT) and profile not in self.profiles:
             raise ValueError(
                 f"unknown profile {profile!r}; this model has: {', '.join(self.profiles)}"
             )
@@ -90,7 +91,7 @@ class Engine:
         bounds = np.array([0, *accumulate(lengths)], dtype=np.int32)
         types = _joined([item.type_ids for item in sequences]) if self._typed else None
         segments = _joined([item.segments for item in sequences]) if plan is not None else None
-        skips = _skips(lengths, pool_skip) if np.any(pool_skip) else None
+        skips = _skips(lengths, pool_skip)
         result = self.encoder.forward(
             _joined([item.ids for item in sequences]),
             bounds,
@@ -131,7 +132,10 @@ class Engine:
             yield indices, result, bounds
 
 
-def _skips(lengths: Sequence[int], pool_skip: int | Sequence[int]) -> Ids:
+def _skips(lengths: Sequence[int], pool_skip: int | Sequence[int]) -> Ids | None:
+    """Leading tokens that pooling leaves out, never all of a sequence; None for none."""
+    if not (pool_skip if isinstance(pool_skip, int) else any(pool_skip)):
+        return None
     wanted = np.asarray(pool_skip, dtype=np.int32)
     skips: Ids = np.minimum(np.array(lengths, dtype=np.int32) - 1, wanted)
     return skips

@@ -14,6 +14,8 @@ SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
 # The csv module's own limit is less than a long document.
 _LONGEST_CELL = 1 << 26
+# Characters of a field's name that a message shows.
+_NAME = 30
 
 
 def json_records(lines: Iterable[str], label: str) -> Iterator[tuple[int, Record]]:
@@ -50,14 +52,16 @@ def table_records(lines: Iterable[str], label: str, kind: str) -> Iterator[tuple
         raise ValueError(f"{label}, line {reader.line_num}: {error}") from error
 
 
-def text_of(record: Record, field: str, where: str) -> str:
-    """The text under ``field``; ValueError naming ``where`` and what is there instead."""
+def text_of(record: Record, field: str, where: str, *, header: bool = False) -> str:
+    """The text under ``field``; ValueError naming ``where`` and what is there instead.
+
+    ``header``: the names come from a file's first line.
+    """
     value = record.get(field)
     if isinstance(value, str):
         return value
-    problem = (
-        f"{field!r} is {type(value).__name__}, not a text"
-        if field in record
-        else f"no field {field!r}, only {', '.join(map(repr, record)) or 'nothing'}"
-    )
-    raise ValueError(f"{where}: {problem}")
+    if field in record:
+        raise ValueError(f"{where}: {field!r} is {type(value).__name__}, not a text")
+    names = ", ".join(repr(name if len(name) <= _NAME else name[:_NAME] + "...") for name in record)
+    hint = "; the first line names the columns" if header else ""
+    raise ValueError(f"{where}: no field {field!r}, only {names or 'nothing'}{hint}")

@@ -77,6 +77,7 @@ def calibrate(
     if len(kinds) > 1:
         raise ValueError("texts: found texts and pairs; expected one or the other")
     tokens = model.tokenizer.tokenize(drawn)
+    folder.mkdir(parents=True, exist_ok=True)
     return _Run(model, tokens, folder, settings, tell, pairs=kinds == {True}).result()
 
 
@@ -102,7 +103,7 @@ class _Run:
         digest = hashlib.sha256(b"".join(item.ids.tobytes() for item in tokens)).hexdigest()
         self.state = State(
             folder,
-            {"model": model.name, "precision": model.precision, "texts": digest[:16]},
+            {"model": model.name, "precision": model.precision, "drawn texts": digest[:16]},
         )
         if self.state.found:
             tell(f"{self.state.found} measurements of an earlier run are used again")

@@ -137,10 +137,9 @@ class Calibration:
         lines.append(f"Times as fast by tokens per text, 15% leaving every layer: {speeds}.")
         by_length = ", ".join(f"{n}: {value:.3f}" for n, value in self.qualities.items())
         what = "Cosine" if vectors else "Agreement"
-        lines.append(
-            f"{what} by tokens per text: {by_length}. Texts below {self.policy.limits.skip_below} "
-            "tokens run dense."
-        )
+        least = self.policy.limits.skip_below
+        skipped = f" Texts below {least} tokens run dense." if least else ""
+        lines.append(f"{what} by tokens per text: {by_length}.{skipped}")
         race = ", ".join(f"{name} {loss:.4f}" for name, loss in self.race.items())
         lines += ["", f"Loss of the kinds at equal multiply-adds: {race}."]
         if self.note:

@@ -42,7 +42,8 @@ def calibrate(
         ),
     ] = None,
     column: Annotated[
-        str, typer.Option("--column", metavar="NAME", help="Field or column with the text.")
+        str,
+        typer.Option("--column", "--field", metavar="NAME", help="Field or column with the text."),
     ] = "text",
     pair: Annotated[
         str | None,
@@ -102,6 +103,7 @@ def calibrate(
     from tokprune_rt.calibration import Settings
     from tokprune_rt.calibration import calibrate as run
     from tokprune_rt.jobs.reading import Source
+    from tokprune_rt.policy import find_policy, policy_hash
     from tokprune_rt.records import text_of
 
     settings = Settings(target_speedup, min_quality, latency_ms, sample, budget, seed)
@@ -109,7 +111,7 @@ def calibrate(
     loaded = load(model, "off", precision=precision, threads=threads)
     # Not "calibrated", which as a policy means the one that comes with the package.
     folder = output or Path(f"{Path(model).name}-calibrated")
-    folder.mkdir(parents=True, exist_ok=True)
+    before = find_policy(folder)
     begin = time.monotonic()
 
     def tell(line: str) -> None:
@@ -127,6 +129,11 @@ def calibrate(
 
     found = run(loaded, read(), folder, settings, tell=tell)
     found.save(folder)
+    if before is not None and policy_hash(before) != policy_hash(found.policy):
+        note_line(
+            f"the policy {policy_hash(before)[:12]} that was in {folder} is replaced by "
+            f"{policy_hash(found.policy)[:12]}; vectors of the two do not belong in one index"
+        )
     if found.note:
         note_line(found.note)
     with trimmed(out()) as console:

@@ -46,7 +46,8 @@ def distil(
         data_file("--dev", "Texts to choose by and to report on; default: some of --texts."),
     ] = None,
     column: Annotated[
-        str, typer.Option("--column", metavar="NAME", help="Field or column with the text.")
+        str,
+        typer.Option("--column", "--field", metavar="NAME", help="Field or column with the text."),
     ] = "text",
     macs: Annotated[
         float,

@@ -40,7 +40,8 @@ def embed(
         typer.Argument(metavar="OUTPUT", help="FILE.npy or FILE.parquet.", show_default=False),
     ],
     column: Annotated[
-        str, typer.Option("--column", metavar="NAME", help="Field or column with the text.")
+        str,
+        typer.Option("--column", "--field", metavar="NAME", help="Field or column with the text."),
     ] = "text",
     keep: Annotated[
         list[str] | None,

@@ -61,7 +61,8 @@ def encode(
         ),
     ] = "-",
     field: Annotated[
-        str, typer.Option("--field", metavar="NAME", help="Field or column with the text.")
+        str,
+        typer.Option("--field", "--column", metavar="NAME", help="Field or column with the text."),
     ] = "text",
     kind: Annotated[
         str | None,

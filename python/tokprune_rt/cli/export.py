@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokprune_rt.cli.console import out, print_list
+from tokprune_rt.cli.console import out, print_list, trimmed
 from tokprune_rt.cli.options import PolicyOption, PresetOption, SetOption, policy_source
 from tokprune_rt.cli.words import policy_words
 
@@ -49,6 +49,6 @@ def export(
         source, target, policy=policy_source(source, policy, preset, settings)
     )
     written = load_policy(folder)
-    console = out()
-    console.print(f"wrote {folder}, policy {policy_hash(written)[:12]}", markup=False)
-    print_list(console, policy_words(written))
+    with trimmed(out()) as console:
+        console.print(f"wrote {folder}, policy {policy_hash(written)[:12]}", markup=False)
+        print_list(console, policy_words(written))

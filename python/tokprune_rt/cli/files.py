@@ -36,9 +36,9 @@ def read_source(name: str) -> Source:
         # A file from elsewhere may start with a byte order mark.
         return Source(label, raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{label} is not UTF-8 text: {error.reason} at byte {error.start}") from (
-            error
-        )
+        hint = "; tokprune embed reads .gz" if name.endswith(".gz") else ""
+        problem = f"{label} is not UTF-8 text: {error.reason} at byte {error.start}{hint}"
+        raise ValueError(problem) from error
 
 
 def input_format(name: str, stated: str | None) -> str:
@@ -75,7 +75,7 @@ def read_records(name: str, stated: str | None, field: str) -> list[Record]:
         records = table_records(io.StringIO(source.content, newline=""), source.label, kind)
     found = []
     for line, record in records:
-        text_of(record, field, f"{source.label}, line {line}")
+        text_of(record, field, f"{source.label}, line {line}", header=kind in ("csv", "tsv"))
         found.append(record)
     return found
 

@@ -116,8 +116,10 @@ def model_facts(model: Model, profile: str | None) -> dict[str, Any]:
 
     Raises ValueError for an unknown profile.
     """
+    from tokprune_rt.policy import DEFAULT
+
     config = model.config
-    if profile is not None and profile not in model.profiles:
+    if profile not in (None, DEFAULT) and profile not in model.profiles:
         known = ", ".join(model.profiles)
         raise ValueError(f"unknown profile {profile!r}; this model has: {known}")
     pooling = [*model.setup.pooling, *(f"dense {d.out_features}" for d in model.setup.dense)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokprune_rt.cli.console import progress_bar
+from tokprune_rt.cli.console import note_line, progress_bar
 from tokprune_rt.cli.files import json_line, output_file, read_records
 from tokprune_rt.cli.options import (
     BatchSizeOption,
@@ -58,7 +59,8 @@ def predict(
         ),
     ] = None,
     field: Annotated[
-        str, typer.Option("--field", metavar="NAME", help="Field or column with the text.")
+        str,
+        typer.Option("--field", "--column", metavar="NAME", help="Field or column with the text."),
     ] = "text",
     kind: Annotated[
         str | None,
@@ -111,6 +113,9 @@ def predict(
     """
     if raw_scores and top_k is not None:
         raise ValueError("--raw-scores gives the logits of all labels; drop --top-k")
+    for text in texts or []:
+        if os.path.isfile(text):
+            note_line(f"{text!r} is taken for a text; --input {text} reads the file")
     records = _records(texts or [], pair or [], source, kind, field)
     loaded = load_model(
         model,

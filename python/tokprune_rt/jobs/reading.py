@@ -112,7 +112,8 @@ class Source:
             yield from self._parquet_rows()
             return
         for number, record in self._records():
-            text = text_of(record, self.column, self.place(number))
+            header = self.format in ("csv", "tsv")
+            text = text_of(record, self.column, self.place(number), header=header)
             yield Row(number, text, tuple(record.get(name) for name in self.keep))
 
     def _records(self) -> Iterator[tuple[int, Record]]:

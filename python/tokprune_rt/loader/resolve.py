@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 import pkgutil
@@ -122,7 +123,7 @@ def _from_hub(name: str, hub: Mapping[str, Any]) -> Path:
             "hub, install huggingface_hub"
         ) from None
     candidates = [name] if "/" in name else [f"sentence-transformers/{name}", name]
-    reasons = []
+    reasons: dict[str, list[str]] = {}
     for repository in candidates:
         try:
             return Path(
@@ -132,10 +133,14 @@ def _from_hub(name: str, hub: Mapping[str, Any]) -> Path:
             )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as err:
             first_line = (str(err).strip() or type(err).__name__).splitlines()[0]
-            reasons.append(f"{repository}: {first_line}")
-    package = _WEIGHT_PACKAGES.get(name.rpartition("/")[2])
+            reasons.setdefault(first_line, []).append(repository)
+    bare = name.rpartition("/")[2]
+    package = _WEIGHT_PACKAGES.get(bare)
     hint = f"; pip install {package} brings it" if package else ""
+    for close in difflib.get_close_matches(bare, _WEIGHT_PACKAGES, 1) if not package else ():
+        hint = f"; did you mean {close}?"
+    why = "; ".join(f"{' and '.join(tried)}: {reason}" for reason, tried in reasons.items())
     raise FileNotFoundError(
-        f"no folder and no installed package is called {name!r}, and the Hugging Face hub did not "
-        f"deliver it ({'; '.join(reasons)}){hint}"
+        f"no folder and no installed package is called {name!r}{hint}; the Hugging Face hub did "
+        f"not deliver it ({why})"
     )

@@ -30,6 +30,7 @@ from .parse import parse_policy
 from .presets import PRESETS, preset
 from .rules import ModelInfo, bind_policy
 from .schema import (
+    DEFAULT,
     OFF,
     Limits,
     Output,
@@ -44,6 +45,7 @@ from .storage import JSON_NAME, TENSORS_NAME
 
 __all__ = [
     "CALIBRATED",
+    "DEFAULT",
     "JSON_NAME",
     "OFF",
     "PRESETS",

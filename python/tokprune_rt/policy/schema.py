@@ -24,6 +24,7 @@ from .storage import FloatArray, digest, write_policy
 FORMAT = "token-policy"
 VERSION = 1
 OFF = "off"
+DEFAULT = "default"
 """The profile that every policy has: no pruning, bit-identical to the dense engine."""
 
 
@@ -211,13 +212,15 @@ class Policy:
     provenance: Any = None
 
     def resolve(self, profile: str | None) -> tuple[tuple[Select, ...], Limits, float]:
-        """Selections, limits and theta scale in force under a profile (None: the plain numbers).
+        """Selections, limits and theta scale in force under a profile.
+
+        None and `default` are the plain numbers.
 
         Raises:
             ValueError: there is no such profile (`off` has no numbers and is not accepted).
         """
         selects = tuple(step.select for step in self.steps)
-        if profile is None:
+        if profile is None or (profile == DEFAULT and DEFAULT not in self.profiles):
             return selects, self.limits, 1.0
         if profile not in self.profiles:
             known = ", ".join([OFF, *self.profiles])

@@ -45,8 +45,8 @@ def read_json(path: Path) -> object:
         raise
     except FileNotFoundError:
         raise PolicyError(
-            f"{path}: no such policy file (a published method is policy=preset(...), from "
-            "tokprune_rt.policy)"
+            f"{path}: no such policy file (published methods are presets: --preset NAME, or in "
+            "Python tokprune_rt.policy.preset)"
         ) from None
     except OSError as error:
         raise PolicyError(f"{path}: cannot be read: {error.strerror}") from error

@@ -79,6 +79,9 @@ def run(
         timeout_graceful_shutdown=max(1, int(chosen.timeout_s) + 1),
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for served in app.state.server.registry:
+        if chosen.slo_ms is not None and len(served.adaptive.levels) == 1:
+            say(f"{served.name} has no profile that prunes harder, so that slo_ms changes nothing")
     with _listening(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
         say(f"{', '.join(models)} at http://{shown}:{port}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from tokprune_rt.policy import OFF
+from tokprune_rt.policy import DEFAULT, OFF
 from tokprune_rt.serve.errors import invalid, too_large
 from tokprune_rt.serve.jobs import Job, Profile, Want, Work
 from tokprune_rt.serve.metrics import Metrics
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The policy's own numbers have no name of their own.
-DEFAULT = "default"
 _PROBE_TOKENS = 128
 # Characters of a request that may keep a tokenizer busy for longer than a call of the encoder.
 _LONG = 50_000

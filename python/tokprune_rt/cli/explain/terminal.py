@@ -106,7 +106,7 @@ def show(explanation: Explanation, console: Console) -> None:
     console.print()
     console.print(running_text(explanation, colours=colours))
     console.print()
-    if explanation.pruning_layers:
+    if any(explanation.left_at.values()):
         console.print(key_line(explanation, colours=colours))
         console.print()
         console.print(legend(explanation, colours=colours, blocks=blocks))
@@ -151,6 +151,8 @@ def summary_line(explanation: Explanation) -> Text:
 def notes(explanation: Explanation) -> list[str]:
     """What a reader should also know."""
     found = []
+    if explanation.pruning_layers and not any(explanation.left_at.values()):
+        found.append("The policy lets nothing of this text leave.")
     if explanation.cut:
         found.append(
             f"The text was cut to {len(explanation.tokens)} tokens; {explanation.cut} characters "
