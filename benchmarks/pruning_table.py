@@ -112,7 +112,7 @@ def equal_work(folder: Path, data: Data, kind: str, macs: float) -> dict[str, An
 
 
 def measure(
-    name: str, methods: list[str], data: Path, out: Path, threads: int
+    name: str, methods: list[str], data: Path, out: Path, threads: int, rounds: int
 ) -> list[tuple[str, Evaluation]]:
     """Every method's evaluation on the reported split."""
     chosen = SETS[name]
@@ -127,6 +127,7 @@ def measure(
             precisions=("fp32", "int8"),
             padded_to=chosen.padded_to,
             threads=threads,
+            rounds=rounds,
         )
 
     learned = {method: run(out / method, "auto") for method in methods}
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--target-macs", type=float, default=0.45)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5, help="timed passes of each row, at most")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -177,7 +179,7 @@ def main() -> None:
         methods = options.method or list(LEARNED)
         say = partial(print, flush=True)
         train_all(name, methods, options.target_macs, options.data, out, options.seed, say)
-        found[name] = measure(name, methods, options.data, out, options.threads)
+        found[name] = measure(name, methods, options.data, out, options.threads, options.rounds)
         test = SETS[name].test(options.data)
         same[name] = {m: parity(out / m, test, SETS[name].metric) for m in methods}
     print(markdown(found))
