@@ -1,8 +1,8 @@
 """Passes under the benchmark's policy (half of the multiply-adds), for a profiler to look at.
 
-    pip install . --config-settings=install.strip=false
-    perf record -F 1999 --delay=5000 python benchmarks/pruned_pass.py --precision int8
-    perf report --no-children
+pip install . --config-settings=install.strip=false
+perf record -F 1999 --delay=5000 python benchmarks/pruned_pass.py --precision int8
+perf report --no-children
 """
 
 from __future__ import annotations
