@@ -219,3 +219,16 @@ def test_threads_share_a_model(minilm: Any, texts: list[str]) -> None:
     for worker in workers:
         worker.join()
     assert not failures
+
+
+def test_pooling_skips_for_all_or_for_each(tiny: Any) -> None:
+    model = tokprune_rt.load(tiny("bert"), threads=1)
+    sequences = model.tokenizer.tokenize(["the quick brown fox", "one two three"])
+
+    def pooled(skip: int | list[int]) -> Any:
+        return model.engine.forward(sequences, "pooled", None, pool_skip=skip)[0]["pooled"]
+
+    assert np.array_equal(pooled([2, 2]), pooled(2)) and np.array_equal(pooled([0, 0]), pooled(0))
+    assert not np.array_equal(pooled(2), pooled(0))
+    mixed = pooled([2, 0])
+    assert np.array_equal(mixed[0], pooled(2)[0]) and np.array_equal(mixed[1], pooled(0)[1])
