@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from ladder import Result, Rung, Task, classify, head_of, markdown, onnxruntime_calls
-from pruning_sets import SETS, Set
+from pruning_sets import SETS, Set, reported
 from pruning_table import LEARNED
 
 from tokprune_rt.bench.timing import alternate
@@ -34,7 +34,7 @@ def climb(
     name: str, chosen: Set, data: Path, out: Path, method: str, threads: int, rounds: int
 ) -> list[Rung]:
     """Onnxruntime padded, here unpadded, in int8, and pruned in both."""
-    test = chosen.test(data)
+    test = reported(chosen, data)
     assert isinstance(test, Examples)
     dense = load(out / "dense", precision="fp32", threads=threads)
     task = task_of(dense, chosen.metric)

@@ -1,12 +1,13 @@
-"""What learned pruning is worth on real tasks: dense, random, top-k, PoWER-BERT, LTP, ToP, gates.
+"""What learned pruning is worth on real tasks: dense, random, entropy, top-k, PoWER-BERT, LTP, ToP,
+gates.
 
     python benchmarks/pruning_table.py --data FOLDER --out DIR --task mrpc --task trec
 
 FOLDER holds public sets, see pruning_sets.py. All models begin with all-MiniLM-L6-v2; their folders
 are kept in DIR and not trained again. A tenth of the training examples is held out to choose by;
-scores are of the set's test or dev split, which nothing was chosen on. Top-k and random leave the
-share of the tokens at which they do the work of the learned method that leaves the most, on the
-dense model's weights.
+scores are of the set's test or dev split, which nothing was chosen on. Random, entropy and top-k
+leave a share of the tokens that falls linearly from layer to layer, as fast as it takes to do the
+work of the learned method that does the most, on the dense model's weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 from pruning_parity import Parity, parity
-from pruning_sets import SETS, split
+from pruning_sets import SETS, reported, split
 
 from tokprune_rt.files import atomic_file
 from tokprune_rt.loader import describe_model
@@ -45,6 +46,11 @@ from tokprune_rt.train.latency import ratio_policy
 from tokprune_rt.train.leaving import leaving_of
 
 MODEL, SEPARATOR = "all-MiniLM-L6-v2", 102
+BASELINES = {
+    "random": {"kind": "random"},
+    "entropy": {"kind": "row_entropy"},
+    "topk": {"kind": "attn_col"},
+}
 LEARNED = {
     "power-bert": train_power_bert,
     "ltp": train_ltp,
@@ -67,6 +73,8 @@ def train_all(
     train, held = split(chosen.train(data), chosen.most, seed)
     settings = Settings(seed=seed)
 
+    length = chosen.learned_at or chosen.max_length
+
     def run(source: Path | str, target: Path) -> Run:
         return Run(
             str(source),
@@ -75,7 +83,7 @@ def train_all(
             held,
             chosen.regression,
             chosen.metric,
-            chosen.max_length,
+            length,
             settings,
             say,
         )
@@ -86,24 +94,32 @@ def train_all(
             continue
         begin = time.perf_counter()
         if method == "dense":
-            finetune(run(MODEL, folder))
+            finetune(run(MODEL, folder), rate=chosen.rate)
         else:
             LEARNED[method](run(out / "dense", folder), target=target)
+        if chosen.max_length is not None:
+            set_length(folder, chosen.max_length)
         say(f"{name}, {method}: {time.perf_counter() - begin:.0f} s")
+
+
+def set_length(folder: Path, tokens: int) -> None:
+    """Make the model in ``folder`` read texts of so many tokens, whatever it learned from."""
+    path = folder / "tokenizer_config.json"
+    options = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**options, "model_max_length": tokens}, indent=2), encoding="utf-8")
 
 
 def equal_work(folder: Path, data: Data, kind: str, macs: float) -> dict[str, Any]:
     """The policy of this kind that does ``macs`` of the dense model's work."""
     config = describe_model(folder)[0]
-    score = {"kind": "attn_col"} if kind == "topk" else {"kind": "random"}
 
     def policy(share: float) -> dict[str, Any]:
         protect = {"first": True, "token_ids": [SEPARATOR]}
-        policy = ratio_policy(config.layers, share, score) | {"protect": protect}
+        policy = ratio_policy(config.layers, share, BASELINES[kind]) | {"protect": protect}
         return leaving_of(config.task).document(policy)
 
-    low, high = 0.0, 1.0
-    for _ in range(7):
+    low, high = 2.0 - config.layers, 1.0
+    for _ in range(8):
         middle = (low + high) / 2
         model = load(folder, policy(middle))
         found = run_texts(model, task_of(model, None).encode(data, model.tokenizer).tokens, None)
@@ -116,7 +132,7 @@ def measure(
 ) -> list[tuple[str, Evaluation]]:
     """Every method's evaluation on the reported split."""
     chosen = SETS[name]
-    test = chosen.test(data)
+    test = reported(chosen, data)
 
     def run(folder: Path, policy: Any) -> Evaluation:
         return evaluate(
@@ -134,7 +150,7 @@ def measure(
     # Least first: a baseline may not profit from a method that missed its budget.
     macs = max(row.macs for found in learned.values() for row in found.rows if row.macs < 1)
     rows = [("dense", run(out / "dense", "off"))]
-    for kind in ("random", "topk"):
+    for kind in BASELINES:
         rows.append((kind, run(out / "dense", equal_work(out / "dense", test, kind, macs))))
     return [*rows, *learned.items()]
 
@@ -180,7 +196,7 @@ def main() -> None:
         say = partial(print, flush=True)
         train_all(name, methods, options.target_macs, options.data, out, options.seed, say)
         found[name] = measure(name, methods, options.data, out, options.threads, options.rounds)
-        test = SETS[name].test(options.data)
+        test = reported(SETS[name], options.data)
         same[name] = {m: parity(out / m, test, SETS[name].metric) for m in methods}
     print(markdown(found))
     for name, methods_of in same.items():

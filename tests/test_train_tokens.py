@@ -80,8 +80,8 @@ CLASSES = {
 }
 RECIPES: dict[str, Any] = {
     "ltp": lambda run: train_ltp(run, target=0.7, schedule=Schedule(2, 1, 5e-4, 0.05)),
-    "top": lambda run: train_top(run, target=0.7, bins=5, schedule=Schedule(3, 1, 5e-4, 0.2)),
-    "gate": lambda run: train_gate(run, target=0.7, schedule=Schedule(3, 1, 5e-4, 0.02)),
+    "top": lambda run: train_top(run, target=0.7, bins=5, schedule=Schedule(4, 2, 5e-4, 0.2)),
+    "gate": lambda run: train_gate(run, target=0.7, schedule=Schedule(5, 1, 5e-4, 0.02)),
 }
 
 

@@ -16,7 +16,6 @@ from tokprune_rt.train.evaluating import Evaluation, evaluate
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.importing import import_lat, import_ltp, import_top
 from tokprune_rt.train.learning import SCHEDULES, Schedule
-from tokprune_rt.train.loop import Settings
 from tokprune_rt.train.masked import Chooser, MaskedEncoder, Pass
 from tokprune_rt.train.reading import Columns, read_examples
 from tokprune_rt.train.recipes import (
@@ -27,6 +26,7 @@ from tokprune_rt.train.recipes import (
     train_top,
 )
 from tokprune_rt.train.runs import Result, Run
+from tokprune_rt.train.stage import Settings
 
 __all__ = [
     "SCHEDULES",

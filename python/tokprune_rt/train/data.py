@@ -134,3 +134,15 @@ def training_batches(
         part = part[np.argsort([lengths[i] for i in part], kind="stable")]
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def parts_of(batch: Sequence[int], lengths: Sequence[int], most: int) -> list[list[int]]:
+    """A batch in parts whose sequences, padded to the longest, have ``most`` pairs of tokens or
+    fewer; longest first. A single sequence may have more."""
+    parts: list[list[int]] = []
+    for place in sorted(batch, key=lambda place: -lengths[place]):
+        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] ** 2 <= most:
+            parts[-1].append(place)
+        else:
+            parts.append([place])
+    return parts

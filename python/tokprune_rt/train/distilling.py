@@ -28,11 +28,12 @@ from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train.data import Encoded, tokenizer_of
 from tokprune_rt.train.dense_goal import DenseTeacher, TowardsDense
 from tokprune_rt.train.embedding import Embedder, check_embedder, model_copy
-from tokprune_rt.train.loop import Say, Settings, Stage, Training
+from tokprune_rt.train.loop import Training
 from tokprune_rt.train.masked import Pass
 from tokprune_rt.train.merging import Reducer, Rows
 from tokprune_rt.train.merging_search import merging_policy
 from tokprune_rt.train.runs import checkpoints_of
+from tokprune_rt.train.stage import Say, Settings, Stage
 from tokprune_rt.train.tasks import Floats
 
 PLAIN = "policy"
@@ -171,7 +172,7 @@ def distil(run: DistilRun, schedule: DistilSchedule | None = None) -> Distilled:
 
     start = ", ".join(f"{name} {row.quality.value:.4f}" for name, row in before.items())
     run.say(f"{len(drawn)} texts to learn from; cosines before: {start}")
-    training.run_stage(Stage("distil", epochs, schedule.rate, chooser, loss))
+    training.run_stage(Stage("distil", epochs, schedule.rate, chooser, loss, whole=True))
     with model_copy(run.out, source, embedder.model) as work:
         policy.save(work)
         after, _ = _measured(load(work, precision="fp32"), judged, served, vectors)

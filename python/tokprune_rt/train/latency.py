@@ -21,12 +21,13 @@ _ROUNDS, _SECONDS = 5, 15.0
 
 
 def ratio_policy(layers: int, last: float, score: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Each layer but the first keeps a share of the input that falls linearly to ``last``.
+    """Each layer but the first keeps a share of the input that falls linearly to ``last``; below 0,
+    to nothing before the last layer.
 
     The work depends on nothing but the lengths. ``score``: as in a policy; None: received
     attention.
     """
-    shares = [round(1 - (1 - last) * i / (layers - 1), 4) for i in range(1, layers)]
+    shares = [max(0.0, round(1 - (1 - last) * i / (layers - 1), 4)) for i in range(1, layers)]
     step = {
         "layers": list(range(1, layers)),
         "site": "mid",

@@ -18,10 +18,17 @@ from tokprune_rt.train.folders import (
 )
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.leaving import Leaving
-from tokprune_rt.train.loop import Stage
 from tokprune_rt.train.masked import MaskedEncoder, Pass
 from tokprune_rt.train.method import Method
-from tokprune_rt.train.runs import Result, Run, finish, measured_target, provenance_of, training_of
+from tokprune_rt.train.runs import (
+    Result,
+    Run,
+    finish,
+    measured_target,
+    provenance_of,
+    training_of,
+)
+from tokprune_rt.train.stage import Stage
 from tokprune_rt.train.teacher import Teacher
 from tokprune_rt.train.top import ranking_loss
 
@@ -58,12 +65,14 @@ _BUDGET_RATE, _SAMPLE = 0.05, 512
 
 @dataclass(frozen=True)
 class Parts:
-    """What methods are made of: see `Method`; ``longest``: tokens of the longest example."""
+    """What methods are made of: see `Method`; ``longest``: tokens of the longest example;
+    ``target``: of the dense model's multiply-adds."""
 
     widths: Widths
     protect: list[int]
     leaving: Leaving
     longest: int
+    target: float
 
 
 def learn(
@@ -89,30 +98,36 @@ def learn(
     training = training_of(run, source, model, task, facts)
     torch.manual_seed(run.settings.seed)  # of the method's parameters
     longest = max(len(item) for item in training.train.tokens)
-    method = make(Parts(widths, separators(source), task.leaving, longest))
+    method = make(Parts(widths, separators(source), task.leaving, longest, target))
     device = run.settings.device
     for module in (method, budget, teacher):
         nn.Module.to(module, device)
     dense, _ = training.evaluate(None)
     run.say(f"dense: dev {dense:.2f}")
-    teaching = Teacher(MaskedEncoder(teacher))
+    examples = training.train
+    teaching = Teacher(
+        MaskedEncoder(teacher),
+        lambda places: training.inputs(examples, places),
+        [len(item) for item in examples.tokens],
+        training.beside_checkpoint("teacher.pt"),
+        run.say,
+    )
 
     def distilled(logits: Tensor, targets: Tensor, passed: Pass, _: float) -> Tensor:
         if task.is_regression:
             return task.loss(logits, targets)
-        return task.distance(logits, teaching.logits(passed))
+        return task.distance(logits, teaching.logits(passed, logits))
 
     def loss(logits: Tensor, targets: Tensor, passed: Pass, done: float) -> Tensor:
-        total = budget(method.expected_macs(passed), done)
+        total = budget(method.expected_macs(passed), done) + distilled(
+            logits, targets, passed, done
+        )
         if not ranking:
-            return total + distilled(logits, targets, passed, done)
-        taught, order = teaching.look(passed)
-        candidates = passed.real & ~passed.notes["protected"]
+            return total
+        order, candidates = teaching.scores(passed), passed.real & ~passed.notes["protected"]
         early = passed.scores[: max(1, config.layers // 3)]
         losses = [ranking_loss(scores, order, candidates) for scores in early]
-        total = total + ranking * max(0.01, 1 - done) * torch.stack(losses).mean()
-        own = task.loss if task.is_regression else task.distance
-        return total + own(logits, targets if task.is_regression else taught)
+        return total + ranking * max(0.01, 1 - done) * torch.stack(losses).mean()
 
     soft = Stage(
         f"{method.name}-soft",

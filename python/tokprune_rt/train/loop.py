@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,76 +16,21 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from tokprune_rt.files import atomic_file
-from tokprune_rt.train.data import Encoded, collate, training_batches
-from tokprune_rt.train.masked import MaskedEncoder, Pass, logits_of, rows_of
+from tokprune_rt.train.data import Encoded, collate, parts_of, training_batches
+from tokprune_rt.train.masked import MaskedEncoder, logits_of, rows_of
+from tokprune_rt.train.stage import Say, Settings, Stage, parameter_groups
 from tokprune_rt.train.state import Progress, Telling, copied, random_state, set_random_state
 from tokprune_rt.train.tasks import Floats
 
-Say = Callable[[str], None]
-
 CHECKPOINT = "checkpoint.pt"
+
+# Logits of one layer's attention that a part of a step may have on a CPU: 16 MB, which its caches
+# and the allocator hold on to. A step of 32 texts of 512 tokens takes a third of the time so, and a
+# tenth of the memory.
+_CACHED_LOGITS = 4_000_000
 
 # Settings with which a run may go on differently.
 _INDIFFERENT = ("save_seconds", "device")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of every stage of a run.
-
-    Attributes:
-        batch_size: sequences of a step.
-        seed: of the order of the examples and of dropout.
-        weight_decay: of matrices; vectors have none.
-        warm_up: share of a stage's steps in which the learning rate rises.
-        clip: largest norm of the weights' gradient, and of the method's own.
-        patience: epochs without a better dev score after which a stage ends; 0: never.
-        save_seconds: time between checkpoints.
-        bf16: compute the steps' products in bfloat16; decisions and evaluations stay float32.
-        device: of the training.
-    """
-
-    batch_size: int = 32
-    seed: int = 0
-    weight_decay: float = 0.01
-    warm_up: float = 0.06
-    clip: float = 1.0
-    patience: int = 0
-    save_seconds: float = 60.0
-    bf16: bool = False
-    device: str = "cpu"
-
-
-@dataclass
-class Stage:
-    """A number of epochs under one way of choosing tokens.
-
-    Attributes:
-        name: for messages and checkpoints.
-        epochs: at most.
-        rate: learning rate of the weights.
-        chooser: what the encoder's `choosing` takes, made anew at every step, since it may depend
-            on what is learned; None: dense. It finds the model and the modules of ``own`` in
-            training mode or, for the dev score, not.
-        loss: of logits, targets, the pass and the share of the stage that is done; None: the
-            task's.
-        own: parameters of the method with their learning rate.
-        after_step: called with the share of the stage that is done.
-        keep_best: end with the weights of the best dev score, not the last.
-    """
-
-    name: str
-    epochs: int
-    rate: float
-    chooser: Callable[[], Any] = lambda: None
-    loss: Callable[[Tensor, Tensor, Pass, float], Tensor] | None = None
-    own: Mapping[str, tuple[nn.Module, float]] = field(default_factory=dict)
-    after_step: Callable[[float], None] = lambda _: None
-    keep_best: bool = True
-
-    def set_training(self, model: nn.Module, mode: bool) -> None:
-        for module in (model, *(own for own, _ in self.own.values())):
-            module.train(mode)
 
 
 class Goal(Protocol):
@@ -151,9 +98,15 @@ class Training:
         if self._path.exists():
             self._saved = torch.load(self._path, map_location=self._device, weights_only=True)
         decisive = {k: v for k, v in asdict(settings).items() if k not in _INDIFFERENT}
+        self._lengths = [len(item) for item in train.tokens]
         self._facts = {**decisive, **recipe, "examples": [len(train), len(dev)]}
         self._check_same_run()
         torch.manual_seed(settings.seed)
+
+    def beside_checkpoint(self, name: str) -> Path:
+        """A path for what else this run keeps, which no other run would take for its own."""
+        key = hashlib.sha256(repr(sorted(self._facts.items())).encode()).hexdigest()[:16]
+        return self._path.with_name(f"{key}-{name}")
 
     def inputs(self, data: Encoded, places: Iterable[int]) -> dict[str, Tensor]:
         """A padded batch of the examples ``places``."""
@@ -167,7 +120,7 @@ class Training:
         if self._saved is not None and stage.name in self._saved["done"]:
             return self._restore_done(stage)
         model = self.encoder.model
-        groups = _groups(model, stage, self.settings.weight_decay)
+        groups = parameter_groups(model, stage, self.settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, fused=True)
         per_epoch = -(-len(self.train) // self.settings.batch_size)
         total = max(1, per_epoch * stage.epochs)
@@ -253,30 +206,22 @@ class Training:
 
     def _batches(self, epoch: int) -> list[Any]:
         generator = np.random.default_rng([self.settings.seed, epoch])
-        lengths = [len(item) for item in self.train.tokens]
-        return training_batches(lengths, self.settings.batch_size, generator)
+        return training_batches(self._lengths, self.settings.batch_size, generator)
 
     def _step(
         self, stage: Stage, optimizer: Any, schedule: Any, places: Any, state: Progress, total: int
     ) -> None:
-        model = self.encoder.model
-        targets = self.train.targets[torch.from_numpy(places)].to(self._device)
-        done = state.taken / total
-        narrow = torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bf16)
-        with narrow, self.encoder.choosing(stage.chooser()):
-            output, run = self.encoder.run(self.inputs(self.train, places))
-            logits = logits_of(output, run.real)
-            targets = self.task.aligned(targets, run.real)
-            if stage.loss is None:
-                loss = self.task.loss(logits, targets)
-            else:
-                loss = stage.loss(logits, targets, run, done)
-        if not torch.isfinite(loss):
+        model, done = self.encoder.model, state.taken / total
+        lost = 0.0
+        for part in self._parts(stage, places.tolist()):
+            loss = self._loss(stage, part, done) * (len(part) / len(places))
+            loss.backward()
+            lost += float(loss.detach())
+        if not math.isfinite(lost):
             raise ValueError(
-                f"{stage.name}: the loss became {float(loss.detach())} at step {state.taken}; try "
-                f"a learning rate below {stage.rate:g}"
+                f"{stage.name}: the loss became {lost} at step {state.taken}; try a learning rate "
+                f"below {stage.rate:g}"
             )
-        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip)
         if not torch.isfinite(norm):
             raise ValueError(
@@ -290,7 +235,25 @@ class Training:
         optimizer.zero_grad(set_to_none=True)
         state.taken += 1
         stage.after_step(state.taken / total)
-        state.losses = [*state.losses[-199:], float(loss.detach())]
+        state.losses = [*state.losses[-199:], lost]
+
+    def _parts(self, stage: Stage, places: list[int]) -> list[list[int]]:
+        """What goes through the model at once."""
+        if stage.whole or self._device.type != "cpu":
+            return [places]
+        return parts_of(places, self._lengths, _CACHED_LOGITS // self.encoder.heads)
+
+    def _loss(self, stage: Stage, places: list[int], done: float) -> Tensor:
+        targets = self.train.targets[torch.tensor(places)].to(self._device)
+        narrow = torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bf16)
+        with narrow, self.encoder.choosing(stage.chooser()):
+            output, run = self.encoder.run(self.inputs(self.train, places))
+            run.places = places
+            logits = logits_of(output, run.real)
+            targets = self.task.aligned(targets, run.real)
+            if stage.loss is None:
+                return self.task.loss(logits, targets)
+            return stage.loss(logits, targets, run, done)
 
     # Checkpoints ----------------------------------------------------------------------------------
 
@@ -367,14 +330,3 @@ class Training:
         set_random_state(self._saved["random"])
         self.say(f"{stage.name}: done before, dev {done['score']:.2f}")
         return float(done["score"])
-
-
-def _groups(model: nn.Module, stage: Stage, decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "lr": stage.rate, "weight_decay": decay},
-        {"params": [p for p in trained if p.ndim <= 1], "lr": stage.rate, "weight_decay": 0.0},
-    ]
-    for module, rate in stage.own.values():
-        groups.append({"params": list(module.parameters()), "lr": rate, "weight_decay": 0.0})
-    return groups

@@ -2,7 +2,9 @@
 
 Outside attention no row meets another, so a token that has left is fully described by what it no
 longer is: a key, and a voter in scores. Its row is still computed, which costs time and changes
-nothing. Given the same decisions, the rows that stay are the runtime's.
+nothing. Given the same decisions, the rows that stay are the runtime's. Attention's probabilities
+have no dropout, whatever the configuration says: they are what tokens are chosen by, and at
+hundreds of tokens drawing its noise would take a fifth of a step.
 
 `MaskedEncoder` replaces a model's attention and calls a `Chooser` where the runtime's steps run.
 """
@@ -10,7 +12,7 @@ nothing. Given the same decisions, the rows that stay are the runtime's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -41,6 +43,7 @@ class Pass:
         saved: rows [B, S, d] that `restored` tokens show in the final output.
         restored: bool [B, S].
         notes: what a chooser remembers between the layers of this pass.
+        places: where a training step's sequences stand among the examples.
     """
 
     inputs: Mapping[str, Tensor]
@@ -55,6 +58,7 @@ class Pass:
     saved: Tensor | None = None
     restored: Tensor | None = None
     notes: dict[Any, Any] = field(default_factory=dict)
+    places: Sequence[int] = ()
 
     @property
     def lengths(self) -> Tensor:
@@ -196,7 +200,6 @@ class MaskedEncoder:
         # In some families the output projection lies in the same module.
         inside = self._stems["o"].rpartition(".")[0] == self._stems["q"].rpartition(".")[0]
         project = attention.get_submodule(parts["o"]) if inside else nn.Identity()
-        dropout = cast(nn.Module, attention.dropout)
 
         def forward(
             hidden_states: Tensor,
@@ -210,7 +213,7 @@ class MaskedEncoder:
                 return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
             heads = (split(q(hidden_states)), split(k(hidden_states)), split(v(hidden_states)))
-            context = self._context(run, index, hidden_states, heads, position_bias, dropout)
+            context = self._context(run, index, hidden_states, heads, position_bias)
             return project(context), None
 
         return forward
@@ -222,24 +225,35 @@ class MaskedEncoder:
         hidden: Tensor,
         heads: tuple[Tensor, Tensor, Tensor],
         position_bias: Tensor | None,
-        dropout: nn.Module,
     ) -> Tensor:
         """What attention gives each row, [B, S, d]; ``heads``: query, key, value [B, H, S, d/H]."""
         query, key, value = heads
-        logits = (query @ key.transpose(2, 3)).float() / math.sqrt(query.shape[-1])
+        if self._chooser is None:
+            return _dense_context(query, key, value, run.alive, position_bias)
+        logits = (query @ key.transpose(2, 3)).float().div_(math.sqrt(query.shape[-1]))
         if position_bias is not None:
-            logits = logits + position_bias
+            logits += position_bias
         passive = run.passive
         probs = masked_softmax(logits, run.alive, run.weight)
-        if self._chooser is not None:
-            with exactly(probs):
-                self._chooser.after_softmax(run, index, probs, value, hidden)
-        context = dropout(probs).to(value.dtype) @ value
+        with exactly(probs):
+            self._chooser.after_softmax(run, index, probs, value, hidden)
+        context = probs.to(value.dtype) @ value
         context = context.transpose(1, 2).flatten(2)
         if passive is not None:
             # A first token that leaves in this very layer still gets this layer's context.
             context[:, 0] = context[:, 0].masked_fill(passive[:, None], 0.0)
         return context
+
+
+def _dense_context(
+    query: Tensor, key: Tensor, value: Tensor, real: Tensor, position_bias: Tensor | None
+) -> Tensor:
+    """Attention whose probabilities nobody asks for, so that they are never written to memory."""
+    mask = None if real.all() else real[:, None, None, :]
+    if position_bias is not None:
+        mask = position_bias.masked_fill(~real[:, None, None, :], -math.inf).to(query.dtype)
+    context = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return context.transpose(1, 2).flatten(2)
 
 
 def exactly(rows: Tensor) -> torch.autocast:
@@ -275,13 +289,43 @@ def masked_softmax(logits: Tensor, alive: Tensor, weight: Tensor | None) -> Tens
     """Softmax of [B, H, S, S] over the keys ``alive`` [B, S]; exactly 0 for the others.
 
     With ``weight`` [B, S] the exponentials are multiplied by it instead, so that a gradient reaches
-    the weight of a token that is out as well.
+    the weight of a token that is out as well. ``logits`` are used up.
     """
-    dead = ~alive[:, None, None, :]
-    if weight is None:
-        return torch.softmax(logits.masked_fill(dead, -math.inf), dim=-1).masked_fill(dead, 0.0)
-    # The largest logit among the living, so that they cannot all underflow; one that is out may lie
-    # far above it, and only gives a gradient.
-    top = logits.detach().masked_fill(dead, -math.inf).amax(dim=-1, keepdim=True)
-    parts = (logits - top.clamp(min=-1e30)).clamp(max=4.0).exp() * weight[:, None, None, :]
-    return parts / parts.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+    found: Tensor = _MaskedSoftmax.apply(logits, alive, weight)
+    return found
+
+
+class _MaskedSoftmax(torch.autograd.Function):
+    """In place where it can be: at hundreds of tokens, memory takes most of attention's time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, alive: Tensor, weight: Tensor | None) -> Tensor:
+        dead = ~alive[:, None, None, :]
+        if weight is None:
+            probs = torch.softmax(logits.masked_fill_(dead, -math.inf), dim=-1)
+            if not alive.any(dim=1).all():
+                probs.masked_fill_(dead, 0.0)
+            ctx.save_for_backward(probs, None)
+            return probs
+        # The largest logit among the living, so that they cannot all underflow; one that is out
+        # may lie far above it, and only gives a gradient.
+        top = logits.masked_fill(dead, -math.inf).amax(dim=-1, keepdim=True)
+        parts = logits.sub_(top.clamp_(min=-1e30)).clamp_(max=4.0).exp_()
+        probs = parts * weight[:, None, None, :]
+        total = probs.sum(dim=-1, keepdim=True).clamp_(min=1e-30)
+        ctx.save_for_backward(parts.div_(total), weight)
+        return probs.div_(total)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (given,) = gradients
+        parts, weight = ctx.saved_tensors
+        if weight is None:
+            mean = (given * parts).sum(dim=-1, keepdim=True)
+            return (given - mean).mul_(parts), None, None
+        factor = weight[:, None, None, :]
+        inner = given * parts
+        mean = (inner * factor).sum(dim=-1, keepdim=True)
+        # Of the exponentials, relative to their sum; the weights' share of it is their gradient.
+        inner.addcmul_(parts, mean, value=-1.0)
+        return inner * factor, None, inner.sum(dim=(1, 2))

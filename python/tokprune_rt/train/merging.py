@@ -328,7 +328,6 @@ class MergingEncoder(MaskedEncoder):
         hidden: Tensor,
         heads: tuple[Tensor, Tensor, Tensor],
         position_bias: Tensor | None,
-        dropout: nn.Module,
     ) -> Tensor:
         rows, reducer = cast(Rows, run), self._reducer
         query, key, value = heads
@@ -340,9 +339,8 @@ class MergingEncoder(MaskedEncoder):
             with torch.no_grad(), exactly(bias):
                 logits = query.float() @ key.float().transpose(2, 3) / math.sqrt(query.shape[-1])
                 reducer.watch(rows, index, torch.softmax(logits + bias, dim=-1), value.float())
-        rate = float(getattr(dropout, "p", 0.0)) if dropout.training else 0.0
         context = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias.to(query.dtype), dropout_p=rate
+            query, key, value, attn_mask=bias.to(query.dtype)
         )
         return context.transpose(1, 2).flatten(2)
 

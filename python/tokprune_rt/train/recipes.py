@@ -15,10 +15,10 @@ from tokprune_rt.train.folders import (
 from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.learning import SCHEDULES, Parts, Schedule, learn
-from tokprune_rt.train.loop import Stage
 from tokprune_rt.train.ltp import LtpThresholds
 from tokprune_rt.train.power import PowerRetention
 from tokprune_rt.train.runs import Result, Run, finish, training_of
+from tokprune_rt.train.stage import Stage
 from tokprune_rt.train.top import TopMasks
 
 
@@ -106,7 +106,7 @@ def train_top(
     """
 
     def make(parts: Parts) -> TopMasks:
-        return TopMasks(parts.widths, bins, parts.protect, parts.leaving)
+        return TopMasks(parts.widths, bins, parts.protect, parts.leaving, parts.target)
 
     recipe = {"bins": bins, "ranking": ranking}
     return learn("top", run, make, target, speedup, schedule, recipe, ranking)

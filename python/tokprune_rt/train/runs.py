@@ -20,8 +20,9 @@ from tokprune_rt.train.folders import (
     write_model,
 )
 from tokprune_rt.train.latency import macs_for_speedup
-from tokprune_rt.train.loop import CHECKPOINT, Say, Settings, Training
+from tokprune_rt.train.loop import CHECKPOINT, Training
 from tokprune_rt.train.masked import MaskedEncoder
+from tokprune_rt.train.stage import Say, Settings
 from tokprune_rt.train.tasks import Task
 
 
@@ -98,7 +99,8 @@ def checkpoints_of(out: Path) -> Path:
 
 def measured_target(run: Run, source: Path, task: Task, speedup: float) -> float:
     """The multiply-adds of a speed-up: measured once in a run, since times vary."""
-    path = checkpoints_of(run.out) / "target.json"
+    key = hashlib.sha256(repr((str(source), speedup, run.dev)).encode()).hexdigest()[:16]
+    path = checkpoints_of(run.out) / f"{key}-target.json"
     if path.exists():
         return float(json.loads(path.read_text(encoding="utf-8")))
     tokens = task.encode(run.dev, tokenizer_of(source, run.max_length)).tokens

@@ -1,36 +1,108 @@
-"""The dense model as a teacher."""
+"""The dense model as a teacher, asked once about every training example."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from tokprune_rt.train.masked import MaskedEncoder, Pass, logits_of
+from tokprune_rt.files import atomic_file
+from tokprune_rt.train.masked import MaskedEncoder, Pass, rows_of
 from tokprune_rt.train.scores import column_sums
 
 
 class Teacher:
-    """What the student should answer, and which tokens matter to the dense model.
+    """What the dense model answers to the training examples, and which tokens matter to it.
+
+    It does not change and has no dropout, so one pass over the examples serves all epochs: made
+    when the first answer is asked for, and kept on disk for a run that goes on.
 
     Args:
         encoder: the fine-tuned model.
+        inputs: makes a padded batch of the examples at these places.
+        lengths: tokens of every example.
+        path: where the answers are kept.
+        say: receives a line when the pass begins.
+        batch_size: sequences of a batch of that pass.
     """
 
-    def __init__(self, encoder: MaskedEncoder) -> None:
+    def __init__(
+        self,
+        encoder: MaskedEncoder,
+        inputs: Callable[[Sequence[int]], dict[str, Tensor]],
+        lengths: Sequence[int],
+        path: Path,
+        say: Callable[[str], None],
+        batch_size: int = 32,
+    ) -> None:
         encoder.model.eval()
-        self._encoder = encoder
+        self._encoder, self._inputs, self._lengths = encoder, inputs, lengths
+        self._path, self._say, self._batch_size = path, say, batch_size
+        self._answers: dict[str, list[Tensor]] | None = None
+
+    def logits(self, run: Pass, student: Tensor) -> Tensor:
+        """For the examples of ``run``, in the form of ``student``'s, see `masked.logits_of`."""
+        rows = self._of("logits", run)
+        if student.ndim == 3:
+            return _padded(rows, student.shape[1], -1e4).to(student.device)
+        return (torch.stack(rows) if rows[0].ndim == 1 else torch.cat(rows)).to(student.device)
+
+    def scores(self, run: Pass) -> Tensor:
+        """What each token receives in the last layer's attention, [B, S]; 0 for padding."""
+        return _padded(self._of("scores", run), run.real.shape[1], 0.0).to(run.real.device)
+
+    def _of(self, what: str, run: Pass) -> list[Tensor]:
+        if self._answers is None:
+            self._answers = self._kept() or self._asked()
+        rows = self._answers[what]
+        return [rows[place] for place in run.places]
+
+    def _kept(self) -> dict[str, list[Tensor]] | None:
+        if not self._path.exists():
+            return None
+        kept = torch.load(self._path, weights_only=True)
+        return {name: _cut(rows, ends) for name, (rows, ends) in kept.items()}
 
     @torch.no_grad()
-    def logits(self, run: Pass) -> Tensor:
-        """Logits of a student's inputs, as `logits_of` gives them."""
-        return self.look(run)[0]
-
-    @torch.no_grad()
-    def look(self, run: Pass) -> tuple[Tensor, Tensor]:
-        """The same, and what each token receives in the last layer's attention, [B, S]."""
+    def _asked(self) -> dict[str, list[Tensor]]:
+        self._say(f"asking the dense model about {len(self._lengths)} examples")
+        found: dict[str, list[Tensor]] = {
+            name: [torch.empty(0)] * len(self._lengths) for name in ("logits", "scores")
+        }
+        order = np.argsort(self._lengths, kind="stable").tolist()
         with self._encoder.choosing(_Watching()):
-            output, passed = self._encoder.run(run.inputs)
-        return logits_of(output, passed.real), passed.scores[0]
+            for start in range(0, len(order), self._batch_size):
+                places = order[start : start + self._batch_size]
+                output, run = self._encoder.run(self._inputs(places))
+                answers = zip(rows_of(output, run.lengths), run.scores[0], strict=True)
+                for place, (logits, scores) in zip(places, answers, strict=True):
+                    found["logits"][place] = logits.float().cpu().clone()
+                    found["scores"][place] = scores[: self._lengths[place]].cpu().clone()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self._path) as file:
+            torch.save({name: _joined(rows) for name, rows in found.items()}, file)
+        return found
+
+
+def _joined(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """All rows one after another, and where each ends."""
+    ends = torch.tensor([len(row) for row in rows]).cumsum(0)
+    return torch.cat(rows), ends
+
+
+def _cut(rows: Tensor, ends: Tensor) -> list[Tensor]:
+    return [rows[start:end] for start, end in pairwise([0, *ends.tolist()])]
+
+
+def _padded(rows: list[Tensor], length: int, value: float) -> Tensor:
+    found = torch.full((len(rows), length, *rows[0].shape[1:]), value)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = row
+    return found
 
 
 class _Watching:

@@ -31,8 +31,11 @@ from tokprune_rt.train.select import rank_bin, ranks
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 _LIMIT = math.log(100)
 # Log-alphas to begin with: bits are almost surely 1; gates are as likely off as on, so that the
-# first steps reach the bits behind them. (Gates that begin on cost TREC four points at 45%.)
-FIRST_BIT, FIRST_GATE = 3.0, 0.0
+# first steps reach the bits behind them. (Gates that begin on cost TREC four points at 45%.) But a
+# gate without which the target cannot be met begins on: closed, it would hide its bits.
+FIRST_BIT, FIRST_GATE, NEEDED_GATE = 3.0, 0.0, 2.0
+# Of the target: what the layers behind a gate must be able to reach for it not to be needed.
+_EASE = 0.8
 
 
 class TopMasks(Method):
@@ -43,6 +46,7 @@ class TopMasks(Method):
         bins: parts into which ranks are cut.
         protect: ids of tokens that never leave, beside the first.
         leaving: how tokens leave: within a layer or, where a head sees them, after it.
+        target: of the dense model's multiply-adds.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class TopMasks(Method):
         bins: int = 20,
         protect: Sequence[int] = (),
         leaving: Leaving = FROM_FIRST,
+        target: float = 0.5,
     ) -> None:
         super().__init__("top", widths, protect, leaving)
         if bins < 2:
@@ -60,7 +65,15 @@ class TopMasks(Method):
         # Low ranks are a little likelier to leave, which only breaks the symmetry.
         slope = torch.linspace(0.5, -0.5, bins)
         self.bit = nn.Parameter(FIRST_BIT + slope.repeat(places, 1))
-        self.gate = nn.Parameter(torch.full((places,), FIRST_GATE))
+        needed = [self._least(place + 1) > _EASE * target for place in range(places)]
+        self.gate = nn.Parameter(
+            torch.where(torch.tensor(needed), NEEDED_GATE, FIRST_GATE).to(torch.float32)
+        )
+
+    def _least(self, first: int) -> float:
+        """Multiply-adds, of the dense model's, of a text that goes at layer ``first``."""
+        length, layers = torch.tensor([128.0]), self.widths.layers
+        return float(self.macs(length, [length] * first + [0 * length] * (layers - first)))
 
     def chooser(self) -> SoftTop:
         return SoftTop(self)

@@ -1,0 +1,130 @@
+"""How a training step is computed: in parts, with the teacher's answers made once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from test_train import run_of
+from test_train_masked import padded
+
+from tokprune_rt.train import MaskedEncoder, finetune, loop
+from tokprune_rt.train.budget import Widths
+from tokprune_rt.train.data import parts_of
+from tokprune_rt.train.masked import logits_of, masked_softmax
+from tokprune_rt.train.teacher import Teacher
+from tokprune_rt.train.top import TopMasks
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=64), st.integers(1, 400_000))
+def test_parts_have_everything_once_and_fit(lengths: list[int], most: int) -> None:
+    batch = list(range(len(lengths)))
+    parts = parts_of(batch, lengths, most)
+    assert sorted(place for part in parts for place in part) == batch
+    for part in parts:
+        longest = max(lengths[place] for place in part)
+        assert len(part) == 1 or len(part) * longest**2 <= most
+
+
+def test_a_step_in_parts_is_the_step(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without dropout, the mean of the parts' losses gives the gradient of the batch."""
+    torch.set_num_threads(1)
+    # Adam makes as much of a gradient that is only rounding as of any other.
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, fused: torch.optim.SGD(groups))
+    source = tiny("bert", hidden_dropout_prob=0.0)
+    found = []
+    for name, most in (("whole", 10**9), ("parts", 3000)):
+        monkeypatch.setattr(loop, "_CACHED_LOGITS", most)
+        finetune(run_of(source, tmp_path / name), epochs=1, rate=1e-2)
+        found.append(transformers.AutoModel.from_pretrained(tmp_path / name).state_dict())
+    whole, parts = found
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0, msg=name)
+
+
+CLASSES = {
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+}
+ROWS = [[2, 9, 11, 7, 3], [2, 8, 3], [2, 12, 13, 14, 15, 16, 17, 3], [2, 30, 31, 3]]
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_a_teacher_answers_as_if_asked_each_time(tiny: Any, tmp_path: Path, task: str) -> None:
+    """In the student's form, for any batch, made once and kept."""
+    encoder = MaskedEncoder(CLASSES[task].from_pretrained(tiny("bert", task)))
+    asked: list[Sequence[int]] = []
+    heard: list[str] = []
+
+    def inputs(places: Sequence[int]) -> dict[str, torch.Tensor]:
+        asked.append(places)
+        return padded([ROWS[place] for place in places])
+
+    def teacher() -> Teacher:
+        lengths = [len(row) for row in ROWS]
+        return Teacher(encoder, inputs, lengths, tmp_path / "run" / "t.pt", heard.append, 3)
+
+    first = teacher()
+    places = [3, 0, 2]
+    batch = padded([ROWS[place] for place in places])
+    with torch.no_grad():
+        output, run = encoder.run(batch)
+        student = logits_of(output, run.real)
+    run.places = places
+    for one in (first, first, teacher()):
+        torch.testing.assert_close(one.logits(run, student), student, atol=1e-5, rtol=0)
+        scores = one.scores(run)
+        assert scores.shape == run.real.shape
+        assert bool((scores[~run.real] == 0).all()) and bool((scores[run.real] > 0).all())
+        # What all keys receive is what all queries give away.
+        total = scores.sum(dim=1) / scores.sum()
+        torch.testing.assert_close(total, run.lengths / run.lengths.sum(), atol=1e-5, rtol=0)
+    assert [list(places) for places in asked] == [[1, 3, 0], [2]]
+    assert heard == ["asking the dense model about 4 examples"]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_softmax_and_its_gradient(weighted: bool) -> None:
+    """Against the same in plain operations, in float64; dead keys get nothing."""
+    generator = torch.manual_seed(0)
+    logits = torch.randn(2, 3, 7, 7, dtype=torch.float64, generator=generator, requires_grad=True)
+    alive = torch.rand(2, 7, generator=generator) > 0.4
+    alive[:, 0] = True
+    weight = alive.double().requires_grad_()
+    given = torch.randn(logits.shape, dtype=torch.float64, generator=generator)
+
+    def plain() -> torch.Tensor:
+        dead = ~alive[:, None, None, :]
+        if not weighted:
+            return torch.softmax(logits.masked_fill(dead, -math.inf), dim=-1)
+        top = logits.detach().masked_fill(dead, -math.inf).amax(dim=-1, keepdim=True)
+        parts = (logits - top).clamp(max=4.0).exp() * weight[:, None, None, :]
+        return parts / parts.sum(dim=-1, keepdim=True)
+
+    inputs = (logits, weight) if weighted else (logits,)
+    expected = plain()
+    found = masked_softmax(logits.clone(), alive, weight if weighted else None)
+    torch.testing.assert_close(found, expected)
+    assert bool((found.transpose(1, 3)[~alive] == 0).all())
+    wanted = torch.autograd.grad((expected * given).sum(), inputs)
+    gradients = torch.autograd.grad((found * given).sum(), inputs)
+    torch.testing.assert_close(gradients, wanted)
+
+
+def test_gates_that_a_target_needs_begin_on() -> None:
+    """Half of the work can be saved behind the first two layers, four fifths cannot."""
+    widths = Widths(6, 384, 1536)
+    needed = {target: TopMasks(widths, target=target).gate > 0 for target in (0.2, 0.5, 0.9)}
+    assert needed[0.2].tolist() == [True] * 5
+    assert needed[0.5].tolist() == [False, False, True, True, True]
+    assert not needed[0.9][:-1].any()
