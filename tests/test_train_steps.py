@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from test_train import run_of
 from test_train_masked import padded
 
-from tokprune_rt.train import MaskedEncoder, finetune, loop
+from tokprune_rt.train import MaskedEncoder, finetune, loop, memory
 from tokprune_rt.train.budget import Widths
 from tokprune_rt.train.data import parts_of
 from tokprune_rt.train.masked import logits_of, masked_softmax
@@ -128,3 +129,23 @@ def test_gates_that_a_target_needs_begin_on() -> None:
     assert needed[0.2].tolist() == [True] * 5
     assert needed[0.5].tolist() == [False, False, True, True, True]
     assert not needed[0.9][:-1].any()
+
+
+def test_free_memory_goes_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every step, and not at all where the C library cannot."""
+    clock = [0.0]
+    monkeypatch.setattr(memory.time, "monotonic", lambda: clock[0])
+    trimmed: list[int] = []
+    monkeypatch.setattr(
+        memory.ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=trimmed.append)
+    )
+    trimming = memory.Trimming()
+    for _ in range(10):
+        clock[0] += 1.0
+        trimming.step()
+    assert trimmed == [0, 0]
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace())
+    other = memory.Trimming()
+    clock[0] += 10.0
+    other.step()
+    assert trimmed == [0, 0]

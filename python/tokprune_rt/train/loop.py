@@ -18,6 +18,7 @@ from transformers import get_scheduler
 from tokprune_rt.files import atomic_file
 from tokprune_rt.train.data import Encoded, collate, parts_of, training_batches
 from tokprune_rt.train.masked import MaskedEncoder, logits_of, rows_of
+from tokprune_rt.train.memory import Trimming
 from tokprune_rt.train.stage import Say, Settings, Stage, parameter_groups
 from tokprune_rt.train.state import Progress, Telling, copied, random_state, set_random_state
 from tokprune_rt.train.tasks import Floats
@@ -129,7 +130,7 @@ class Training:
         if self._saved is not None and self._saved["stage"] == stage.name:
             self._load(stage, optimizer, schedule, state)
         telling = Telling(self.say, stage.name, stage.epochs, total, state.taken)
-        saved_at = time.monotonic()
+        saved_at, trimming = time.monotonic(), Trimming()
         while state.epoch < stage.epochs and not self._gave_up(stage, state):
             batches = self._batches(state.epoch)
             stage.set_training(model, True)
@@ -137,6 +138,7 @@ class Training:
                 self._step(stage, optimizer, schedule, batches[state.step], state, total)
                 state.step += 1
                 telling.step(state, len(batches))
+                trimming.step()
                 if time.monotonic() - saved_at > self.settings.save_seconds:
                     self._save(stage, optimizer, schedule, state)
                     saved_at = time.monotonic()

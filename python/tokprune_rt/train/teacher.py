@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokprune_rt.files import atomic_file
 from tokprune_rt.train.masked import MaskedEncoder, Pass, rows_of
+from tokprune_rt.train.memory import Trimming
 from tokprune_rt.train.scores import column_sums
 
 
@@ -40,7 +41,7 @@ class Teacher:
         batch_size: int = 32,
     ) -> None:
         encoder.model.eval()
-        self._encoder, self._inputs, self._lengths = encoder, inputs, lengths
+        self._encoder, self._inputs, self._lengths = encoder, inputs, list(lengths)
         self._path, self._say, self._batch_size = path, say, batch_size
         self._answers: dict[str, list[Tensor]] | None = None
 
@@ -70,22 +71,29 @@ class Teacher:
     @torch.no_grad()
     def _asked(self) -> dict[str, list[Tensor]]:
         self._say(f"asking the dense model about {len(self._lengths)} examples")
-        found: dict[str, list[Tensor]] = {
-            name: [torch.empty(0)] * len(self._lengths) for name in ("logits", "scores")
-        }
+        found: dict[str, list[Tensor]] = {}
+        trimming = Trimming()
         order = np.argsort(self._lengths, kind="stable").tolist()
         with self._encoder.choosing(_Watching()):
             for start in range(0, len(order), self._batch_size):
                 places = order[start : start + self._batch_size]
                 output, run = self._encoder.run(self._inputs(places))
-                answers = zip(rows_of(output, run.lengths), run.scores[0], strict=True)
-                for place, (logits, scores) in zip(places, answers, strict=True):
-                    found["logits"][place] = logits.float().cpu().clone()
-                    found["scores"][place] = scores[: self._lengths[place]].cpu().clone()
+                scores = [row[:end] for row, end in zip(run.scores[0], run.lengths, strict=True)]
+                for name, rows in (("logits", rows_of(output, run.lengths)), ("scores", scores)):
+                    room = found.setdefault(name, self._room(name, rows[0]))
+                    for place, row in zip(places, rows, strict=True):
+                        room[place].copy_(row)
+                trimming.step()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(self._path) as file:
             torch.save({name: _joined(rows) for name, rows in found.items()}, file)
         return found
+
+    def _room(self, name: str, row: Tensor) -> list[Tensor]:
+        """For rows like this one."""
+        if name == "logits" and row.ndim == 1:
+            return list(torch.empty(len(self._lengths), len(row)))
+        return list(torch.empty(sum(self._lengths), *row.shape[1:]).split(self._lengths))
 
 
 def _joined(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
