@@ -26,8 +26,8 @@ from tokprune_rt.train.tasks import Floats
 CHECKPOINT = "checkpoint.pt"
 
 # Logits of one layer's attention that a part of a step may have on a CPU: 16 MB, which its caches
-# and the allocator hold on to. A step of 32 texts of 512 tokens takes a third of the time so, and a
-# tenth of the memory.
+# and the allocator hold on to. A step of `train top` on 8 texts of 512 tokens takes 0.3 of the time
+# that it took at once, with a quarter of the memory.
 _CACHED_LOGITS = 4_000_000
 
 # Settings with which a run may go on differently.

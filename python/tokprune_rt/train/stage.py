@@ -56,8 +56,8 @@ class Stage:
         own: parameters of the method with their learning rate.
         after_step: called with the share of the stage that is done.
         keep_best: end with the weights of the best dev score, not the last.
-        whole: the loss compares a batch's sequences; otherwise it is a mean over them, and a step
-            may take them in parts.
+        whole: the loss compares a batch's sequences; otherwise a step may take them in parts, whose
+            losses count by their sequences (a tagging's, a mean over tokens, is nearly the same).
     """
 
     name: str
