@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_train import run_of
 from test_train_masked import padded
+from tiny_models import FAMILIES
 
 from tokprune_rt.train import MaskedEncoder, finetune, loop, memory
 from tokprune_rt.train.budget import Widths
 from tokprune_rt.train.data import parts_of
 from tokprune_rt.train.masked import logits_of, masked_softmax
-from tokprune_rt.train.teacher import Teacher
+from tokprune_rt.train.teacher import Teacher, _Watching
 from tokprune_rt.train.top import TopMasks
 
 
@@ -92,6 +93,32 @@ def test_a_teacher_answers_as_if_asked_each_time(tiny: Any, tmp_path: Path, task
         torch.testing.assert_close(total, run.lengths / run.lengths.sum(), atol=1e-5, rtol=0)
     assert [list(places) for places in asked] == [[1, 3, 0], [2]]
     assert heard == ["asking the dense model about 4 examples"]
+
+
+@pytest.mark.parametrize("chooser", [None, _Watching()], ids=["fused", "watched"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_the_model_s_own(tiny: Any, family: str, chooser: Any) -> None:
+    """Of every weight, MPNet's position bias among them, without dropout."""
+    model = CLASSES["sequence-classification"].from_pretrained(
+        tiny(family, "sequence-classification"), attn_implementation="eager"
+    )
+    model.eval()
+    inputs = padded(ROWS, model.config.pad_token_id)
+
+    def gradients(output: Any) -> dict[str, torch.Tensor]:
+        output.logits.square().sum().backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        return found
+
+    expected = gradients(model(**inputs))
+    encoder = MaskedEncoder(model)
+    with encoder.choosing(chooser):
+        found = gradients(encoder.run(inputs)[0])
+    assert found.keys() == expected.keys()
+    for name, wanted in expected.items():
+        apart = float((found[name] - wanted).norm())
+        assert apart <= 1e-3 * float(wanted.norm()) + 1e-5, name
 
 
 @pytest.mark.parametrize("weighted", [False, True])
