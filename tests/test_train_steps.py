@@ -17,10 +17,13 @@ from test_train import run_of
 from test_train_masked import padded
 from tiny_models import FAMILIES
 
+from tokprune_rt.policy import parse_policy, preset
 from tokprune_rt.train import MaskedEncoder, finetune, loop, memory
 from tokprune_rt.train.budget import Widths
 from tokprune_rt.train.data import parts_of
+from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.masked import logits_of, masked_softmax
+from tokprune_rt.train.merging import executing
 from tokprune_rt.train.teacher import Teacher, _Watching
 from tokprune_rt.train.top import TopMasks
 
@@ -119,6 +122,60 @@ def test_gradients_are_the_model_s_own(tiny: Any, family: str, chooser: Any) -> 
     for name, wanted in expected.items():
         apart = float((found[name] - wanted).norm())
         assert apart <= 1e-3 * float(wanted.norm()) + 1e-5, name
+
+
+def _policies() -> dict[str, Any]:
+    common: dict[str, Any] = {"layers": 3, "protect_token_ids": [3]}
+    bits = [[1, 0, 1, 0], [1, 1, 0, 0]]
+    return {
+        "ltp": preset("ltp", final_threshold=1.0, **common),
+        "top": preset("top", token_bits=bits, gate_bits=[1, 1], **common),
+        "topk": preset("topk", keep_rate=0.6, locations=[0, 1, 2], **common),
+    }
+
+
+@pytest.mark.parametrize("kind", _policies())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fewer_rows_give_the_gradients_of_masks(tiny: Any, family: str, kind: str) -> None:
+    """Without dropout, of every weight; and the rows that left are not computed."""
+    source = tiny(family, "sequence-classification")
+    model = CLASSES["sequence-classification"].from_pretrained(source)
+    model.eval()
+    policy = parse_policy(_policies()[kind])
+    inputs = padded(ROWS, model.config.pad_token_id)
+
+    def gradients(encoder: Any, chooser: Any) -> tuple[dict[str, torch.Tensor], list[int]]:
+        with encoder.choosing(chooser):
+            output, run = encoder.run(inputs)
+        output.logits.square().sum().backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        return found, [int(alive.sum()) for alive in run.kept]
+
+    expected, kept = gradients(MaskedEncoder(model), PolicyChooser(policy))
+    encoder, chooser = executing(model, policy)
+    widths: list[int] = []
+    for layer in encoder.layers:
+        layer.register_forward_hook(lambda _, __, out: widths.append(_rows_of_layer(out)))
+    found, kept_too = gradients(encoder, chooser)
+    assert kept_too == kept and kept[-1] < kept[0]
+    assert widths[-1] < inputs["input_ids"].shape[1]
+    assert found.keys() == expected.keys()
+    for name, wanted in expected.items():
+        apart = float((found[name] - wanted).norm())
+        assert apart <= 1e-3 * float(wanted.norm()) + 1e-5, name
+
+
+def _rows_of_layer(output: Any) -> int:
+    return (output if isinstance(output, torch.Tensor) else output[0]).shape[1]
+
+
+def test_what_is_read_once_more_is_masked(tiny: Any) -> None:
+    """A tagger shows the last state of a token that left."""
+    model = CLASSES["token-classification"].from_pretrained(tiny("bert", "token-classification"))
+    document = preset("topk", layers=3, keep_rate=0.5, action="restore")
+    encoder, chooser = executing(model, parse_policy(document))
+    assert type(encoder) is MaskedEncoder and isinstance(chooser, PolicyChooser)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -19,6 +19,7 @@ from tokprune_rt.train.folders import (
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.leaving import Leaving
 from tokprune_rt.train.masked import MaskedEncoder, Pass
+from tokprune_rt.train.merging import executing
 from tokprune_rt.train.method import Method
 from tokprune_rt.train.runs import (
     Result,
@@ -150,13 +151,14 @@ def learn(
         f"multiply-adds: {macs(1.0):.1%} of dense as learned, {macs(factor):.1%} adjusted, asked "
         f"for {target:.1%}"
     )
-    policy = method.policy(factor)
+    encoder, frozen = executing(model, method.policy(factor))
     hard = Stage(
         f"{method.name}-hard",
         schedule.hard_epochs,
         schedule.rate / 2,
-        lambda: PolicyChooser(policy),
+        lambda: frozen,
         distilled,
+        encoder=encoder,
     )
     training.run_stage(hard)
     # What the weights learned may have moved scores.

@@ -144,7 +144,7 @@ class Training:
                     saved_at = time.monotonic()
             state.epoch, state.step = state.epoch + 1, 0
             stage.set_training(model, False)
-            score, kept = self.evaluate(stage.chooser())
+            score, kept = self.evaluate(stage.chooser(), encoder=stage.encoder)
             if not stage.keep_best or score > state.best_score:
                 state.best_score, state.best_epoch = score, state.epoch
                 state.best = copied(self._weights(stage))
@@ -163,26 +163,31 @@ class Training:
         waited = state.epoch - state.best_epoch
         return stage.keep_best and 0 < self.settings.patience <= waited
 
-    def evaluate(self, chooser: Any, data: Encoded | None = None) -> tuple[float, list[float]]:
+    def evaluate(
+        self, chooser: Any, data: Encoded | None = None, encoder: MaskedEncoder | None = None
+    ) -> tuple[float, list[float]]:
         """The task's score in points, and the share of the tokens left after each layer."""
         chosen = self.dev if data is None else data
-        logits, kept = self.predict(chooser, chosen)
+        logits, kept = self.predict(chooser, chosen, encoder)
         tokens = sum(len(item) for item in chosen.tokens)
         shares = [float(count) / tokens for count in kept.sum(dim=0)]
         return self.task.score(logits, chosen), shares
 
-    def predict(self, chooser: Any, data: Encoded) -> tuple[list[Floats], Tensor]:
+    def predict(
+        self, chooser: Any, data: Encoded, encoder: MaskedEncoder | None = None
+    ) -> tuple[list[Floats], Tensor]:
         """Logits of every sequence as the runtime gives them, float32 [outputs] or [tokens,
-        outputs], in the order given, and int64 [n, layers], the tokens that each layer left."""
-        model = self.encoder.model
-        model.eval()
+        outputs], in the order given, and int64 [n, layers], the tokens that each layer left;
+        ``encoder``: what the chooser is for, if not the training's own."""
+        encoder = encoder or self.encoder
+        encoder.model.eval()
         order = np.argsort([len(item) for item in data.tokens], kind="stable")
         logits: list[Floats] = [np.zeros(0, np.float32)] * len(data)
-        kept = torch.zeros(len(data), len(self.encoder.layers), dtype=torch.int64)
-        with torch.inference_mode(), self.encoder.choosing(chooser):
+        kept = torch.zeros(len(data), len(encoder.layers), dtype=torch.int64)
+        with torch.inference_mode(), encoder.choosing(chooser):
             for start in range(0, len(order), 2 * self.settings.batch_size):
                 places = order[start : start + 2 * self.settings.batch_size]
-                output, run = self.encoder.run(self.inputs(data, places))
+                output, run = encoder.run(self.inputs(data, places))
                 for place, rows in zip(places, rows_of(output, run.lengths), strict=True):
                     logits[place] = rows.float().cpu().numpy()
                 counts = torch.stack([alive.sum(dim=1) for alive in run.kept], dim=1)
@@ -246,10 +251,11 @@ class Training:
         return parts_of(places, self._lengths, _CACHED_LOGITS // self.encoder.heads)
 
     def _loss(self, stage: Stage, places: list[int], done: float) -> Tensor:
+        encoder = stage.encoder or self.encoder
         targets = self.train.targets[torch.tensor(places)].to(self._device)
         narrow = torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bf16)
-        with narrow, self.encoder.choosing(stage.chooser()):
-            output, run = self.encoder.run(self.inputs(self.train, places))
+        with narrow, encoder.choosing(stage.chooser()):
+            output, run = encoder.run(self.inputs(self.train, places))
             run.places = places
             logits = logits_of(output, run.real)
             targets = self.task.aligned(targets, run.real)

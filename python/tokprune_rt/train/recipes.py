@@ -16,6 +16,7 @@ from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.learning import SCHEDULES, Parts, Schedule, learn
 from tokprune_rt.train.ltp import LtpThresholds
+from tokprune_rt.train.merging import executing
 from tokprune_rt.train.power import PowerRetention
 from tokprune_rt.train.runs import Result, Run, finish, training_of
 from tokprune_rt.train.stage import Stage
@@ -35,7 +36,8 @@ def finetune(
     """
     source = resolve(run.source)
     under = None if policy is None else load_policy(policy)
-    chooser = None if under is None else PolicyChooser(under)
+    if under is not None:
+        PolicyChooser(under)  # raises before a model is made
     task = new_task(run.train, run.regression, run.metric)
     torch.manual_seed(run.settings.seed)  # of the head
     model = new_model(source, task)
@@ -43,7 +45,9 @@ def finetune(
     if under is not None:
         recipe["policy"] = policy_hash(under)
     training = training_of(run, source, model, task, recipe)
-    score = training.run_stage(Stage("finetune", epochs, rate, lambda: chooser))
+    encoder, chooser = (None, None) if under is None else executing(model, under)
+    stage = Stage("finetune", epochs, rate, lambda: chooser, encoder=encoder)
+    score = training.run_stage(stage)
     finish(run, source, model, under)
     return Result(run.out, {"dense" if under is None else "pruned": score})
 

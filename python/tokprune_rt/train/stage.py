@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokprune_rt.train.masked import Pass
+from tokprune_rt.train.masked import MaskedEncoder, Pass
 
 Say = Callable[[str], None]
 
@@ -56,6 +56,7 @@ class Stage:
         own: parameters of the method with their learning rate.
         after_step: called with the share of the stage that is done.
         keep_best: end with the weights of the best dev score, not the last.
+        encoder: of the same model, what the chooser is for; None: the training's own.
         whole: the loss compares a batch's sequences; otherwise a step may take them in parts, whose
             losses count by their sequences (a tagging's, a mean over tokens, is nearly the same).
     """
@@ -68,6 +69,7 @@ class Stage:
     own: Mapping[str, tuple[nn.Module, float]] = field(default_factory=dict)
     after_step: Callable[[float], None] = lambda _: None
     keep_best: bool = True
+    encoder: MaskedEncoder | None = None
     whole: bool = False
 
     def set_training(self, model: nn.Module, mode: bool) -> None:
