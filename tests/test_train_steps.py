@@ -21,6 +21,7 @@ from tokprune_rt.policy import parse_policy, preset
 from tokprune_rt.train import MaskedEncoder, finetune, loop, memory
 from tokprune_rt.train.budget import Widths
 from tokprune_rt.train.data import parts_of
+from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.masked import logits_of, masked_softmax
 from tokprune_rt.train.merging import executing
@@ -204,6 +205,24 @@ def test_softmax_and_its_gradient(weighted: bool) -> None:
     wanted = torch.autograd.grad((expected * given).sum(), inputs)
     gradients = torch.autograd.grad((found * given).sum(), inputs)
     torch.testing.assert_close(gradients, wanted)
+
+
+def test_a_gate_that_is_wide_open_can_close(tiny: Any) -> None:
+    """A logit of 50 still has a gradient that an optimizer moves by."""
+    source = tiny("bert", "sequence-classification")
+    encoder = MaskedEncoder(CLASSES["sequence-classification"].from_pretrained(source))
+    config = encoder.model.config
+    widths = Widths(config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+    gates = Gates(widths, "transkimmer", [3])
+    for output in gates.output:
+        torch.nn.init.constant_(output.bias, 0.0)
+        output.bias.data[-1] = 50.0
+    with encoder.choosing(gates.chooser()):
+        _, run = encoder.run(padded(ROWS))
+    assert all(torch.equal(alive, run.real) for alive in run.kept)
+    gates.expected_macs(run).backward()
+    for output in gates.output:
+        assert float(output.bias.grad[-1]) > 1e-6
 
 
 def test_gates_that_a_target_needs_begin_on() -> None:

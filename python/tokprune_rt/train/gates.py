@@ -139,6 +139,9 @@ class SoftGates(SoftChooser):
         else:
             noise = torch.rand_like(scores).clamp(1e-6, 1 - 1e-6)
             distance = scores + gates.noise * (noise.log() - (1 - noise).log())
-        stays = straight_through(distance >= 0, torch.sigmoid(distance))
+        # Not a sigmoid: before the budget asks for anything, the task drives logits so far up that
+        # its gradient is zero, and the gate would stay open for good.
+        soft = (1 + distance / (1 + distance.abs())) / 2
+        stays = straight_through(distance >= 0, soft)
         self.leave(run, stays, run.alive & ~run.notes["protected"])
         self.show(run, hidden)
