@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_train import run_of
 from test_train_masked import padded
+from test_train_tokens import token_run
 from tiny_models import FAMILIES
 
 from tokprune_rt.policy import parse_policy, preset
@@ -23,6 +24,7 @@ from tokprune_rt.train.budget import Widths
 from tokprune_rt.train.data import parts_of
 from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.hard import PolicyChooser
+from tokprune_rt.train.leaving import FROM_FIRST
 from tokprune_rt.train.masked import logits_of, masked_softmax
 from tokprune_rt.train.merging import executing
 from tokprune_rt.train.teacher import Teacher, _Watching
@@ -154,7 +156,7 @@ def test_fewer_rows_give_the_gradients_of_masks(tiny: Any, family: str, kind: st
         return found, [int(alive.sum()) for alive in run.kept]
 
     expected, kept = gradients(MaskedEncoder(model), PolicyChooser(policy))
-    encoder, chooser = executing(model, policy)
+    encoder, chooser = executing(model, policy, FROM_FIRST)
     widths: list[int] = []
     for layer in encoder.layers:
         layer.register_forward_hook(lambda _, __, out: widths.append(_rows_of_layer(out)))
@@ -171,12 +173,15 @@ def _rows_of_layer(output: Any) -> int:
     return (output if isinstance(output, torch.Tensor) else output[0]).shape[1]
 
 
-def test_what_is_read_once_more_is_masked(tiny: Any) -> None:
-    """A tagger shows the last state of a token that left."""
-    model = CLASSES["token-classification"].from_pretrained(tiny("bert", "token-classification"))
-    document = preset("topk", layers=3, keep_rate=0.5, action="restore")
-    encoder, chooser = executing(model, parse_policy(document))
-    assert type(encoder) is MaskedEncoder and isinstance(chooser, PolicyChooser)
+@pytest.mark.parametrize("action", ["drop", "restore"])
+@pytest.mark.parametrize("kind", ["tags", "answers"])
+def test_heads_that_read_every_token_learn_under_any_policy(
+    tiny: Any, tmp_path: Path, kind: str, action: str
+) -> None:
+    """Their rows stay, by masks, whatever the action."""
+    document = preset("topk", layers=3, keep_rate=0.5, locations=[1, 2], action=action)
+    run = token_run(kind, tiny("bert"), tmp_path / "out", [])
+    assert 0 <= finetune(run, epochs=1, policy=document).scores["pruned"] <= 100
 
 
 @pytest.mark.parametrize("weighted", [False, True])

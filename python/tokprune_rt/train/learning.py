@@ -151,7 +151,7 @@ def learn(
         f"multiply-adds: {macs(1.0):.1%} of dense as learned, {macs(factor):.1%} adjusted, asked "
         f"for {target:.1%}"
     )
-    encoder, frozen = executing(model, method.policy(factor))
+    encoder, frozen = executing(model, method.policy(factor), task.leaving)
     hard = Stage(
         f"{method.name}-hard",
         schedule.hard_epochs,

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from tokprune_rt.policy import Policy, compile_plan
 from tokprune_rt.train.grouping import alone, merged, pooled
 from tokprune_rt.train.hard import PolicyChooser, protected_tokens
+from tokprune_rt.train.leaving import Leaving
 from tokprune_rt.train.masked import MaskedEncoder, Pass, exactly
 from tokprune_rt.train.scores import ATTENTION, ENTROPY, Spec, normalise, statistic
 from tokprune_rt.train.select import select
@@ -359,14 +360,18 @@ class MergingEncoder(MaskedEncoder):
         return near.transpose(0, 1) + bias
 
 
-def executing(model: PreTrainedModel, policy: Policy) -> tuple[MaskedEncoder, Any]:
+def executing(
+    model: PreTrainedModel, policy: Policy, leaving: Leaving
+) -> tuple[MaskedEncoder, Any]:
     """An encoder of ``model`` and its chooser for ``policy``: one that computes fewer rows, or
-    masks where rows that have left are read once more.
+    masks where the head reads the rows of tokens that have left (``leaving``).
 
     Raises ValueError for scores and actions that exist only in the runtime.
     """
     masking = PolicyChooser(policy)
-    try:
-        return MergingEncoder(model), Reducer(policy)
-    except ValueError:
-        return MaskedEncoder(model), masking
+    if not leaving.restores:
+        try:
+            return MergingEncoder(model), Reducer(policy)
+        except ValueError:  # gates and tables
+            pass
+    return MaskedEncoder(model), masking

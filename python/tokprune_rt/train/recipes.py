@@ -45,7 +45,7 @@ def finetune(
     if under is not None:
         recipe["policy"] = policy_hash(under)
     training = training_of(run, source, model, task, recipe)
-    encoder, chooser = (None, None) if under is None else executing(model, under)
+    encoder, chooser = (None, None) if under is None else executing(model, under, task.leaving)
     stage = Stage("finetune", epochs, rate, lambda: chooser, encoder=encoder)
     score = training.run_stage(stage)
     finish(run, source, model, under)
