@@ -231,6 +231,7 @@ def test_top_untrained_starts_at_location_two() -> None:
     assert layers_of(make("top")) == [1, 2, 3, 4]
     assert column(make("top"), "bits")[0] == [1] * 9 + [0]
     assert layers_of(make("top", locations=[3, 5])) == [2, 4]
+    assert layers_of(make("top", locations=[3, 6])) == [2, 5]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,8 @@ def test_top_untrained_starts_at_location_two() -> None:
         ({"token_bits": BITS, "gate_bits": [1, 1]}, "gate_bits"),
         ({"token_bits": BITS, "locations": [1, 2]}, "locations"),
         ({"token_bits": BITS, "locations": [0, 1, 2]}, "locations"),
-        ({"token_bits": BITS, "locations": [4, 5, 6]}, "locations"),
+        ({"token_bits": BITS, "locations": [4, 5, 7]}, "locations"),
+        ({"token_bits": BITS, "locations": [4, 5, 6], "task": "tokens"}, "locations"),
         ({"token_bits": BITS, "locations": [2, 1, 3]}, "strictly increasing"),
         ({"token_bits": BITS * 2}, "locations"),
         ({"token_bits": BITS, "bin_rule": "float64"}, "bin_rule"),

@@ -24,7 +24,7 @@ from tokprune_rt.train.budget import Widths
 from tokprune_rt.train.data import parts_of
 from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.hard import PolicyChooser
-from tokprune_rt.train.leaving import FROM_FIRST
+from tokprune_rt.train.leaving import FROM_FIRST, Leaving, leaving_of
 from tokprune_rt.train.masked import logits_of, masked_softmax
 from tokprune_rt.train.merging import executing
 from tokprune_rt.train.teacher import Teacher, _Watching
@@ -230,13 +230,25 @@ def test_a_gate_that_is_wide_open_can_close(tiny: Any) -> None:
         assert float(output.bias.grad[-1]) > 1e-6
 
 
-def test_gates_that_a_target_needs_begin_on() -> None:
-    """Half of the work can be saved behind the first two layers, four fifths cannot."""
-    widths = Widths(6, 384, 1536)
-    needed = {target: TopMasks(widths, target=target).gate > 0 for target in (0.2, 0.5, 0.9)}
-    assert needed[0.2].tolist() == [True] * 5
-    assert needed[0.5].tolist() == [False, False, True, True, True]
-    assert not needed[0.9][:-1].any()
+@pytest.mark.parametrize("leaving", [FROM_FIRST, leaving_of("question-answering")])
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.7])
+def test_bits_begin_at_the_budget(leaving: Leaving, target: float) -> None:
+    """All layers drop but the first, if that will do; behind the last attention a first token is
+    all that is read."""
+    lengths, pinned = torch.tensor([40, 100, 160]), torch.tensor([3, 2, 3])
+    masks = TopMasks(Widths(6, 384, 1536), 20, (), leaving, target, (lengths, pinned))
+    (step,) = masks.policy().to_dict()["steps"]
+    bits = torch.tensor(step["select"]["bits"])
+    left = [lengths.float()] * step["layers"][0]
+    free = (lengths - pinned).float()
+    for row in bits:
+        free = free * row.float().mean()
+        left.append(pinned + free)
+    left += [left[-1]] * (6 - len(left))
+    assert float(masks.macs(lengths, left)) == pytest.approx(target, abs=0.03)
+    first = 0 if leaving.restores and target == 0.3 else 1
+    assert step["layers"] == list(range(first, 5 if leaving.restores else 6))
+    assert leaving.restores or not bits[-1].any()
 
 
 def test_free_memory_goes_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,15 @@ def train(
     hard_epochs: Annotated[
         int | None, number("--hard-epochs", "Of the weights under the decisions; default 2.", min=1)
     ] = None,
+    copies: Annotated[
+        int | None,
+        number(
+            "--copies",
+            "Altered copies of each text, which the weights learn from under the decisions as "
+            "well; the dense model answers them. Default 3.",
+            min=0,
+        ),
+    ] = None,
     rate: Annotated[
         float | None, number("--rate", "Learning rate of the weights; default 3e-5.")
     ] = None,
@@ -308,6 +317,7 @@ def train(
     changes: dict[str, Any] = {
         "epochs": epochs,
         "hard_epochs": hard_epochs,
+        "copies": copies,
         "rate": rate,
         "method_rate": method_rate,
     }

@@ -85,7 +85,8 @@ def top(
     Args:
         token_bits: [K, B] of 0 and 1. None: untrained, the lowest tenth leaves at each location.
         gate_bits: [K] of 0 and 1; a gate that is 0 does nothing. None: all are on.
-        locations: [K], increasing, 1 <= i < layers. None: the last K layers.
+        locations: [K], increasing, 1 <= i < layers. None: the last K layers. With task "cls" also
+            `layers`: before the last layer's FFN, which the first token alone needs.
         bin_rule: "int", or "float32" as the official code computes bins.
         task: "cls": dropped between attention and FFN of layer i - 1, exact for outputs that
             read kept rows. "tokens": restored after layer i - 1, for an output per token.
@@ -113,8 +114,10 @@ def top(
     for name, values in (("token_bits", bits), ("gate_bits", gates)):
         if not np.isin(values, (0, 1)).all():
             raise ValueError(f"{name}: found values other than 0 and 1; allowed: 0, 1")
-    if any(not 1 <= place < layers for place in places):
-        raise ValueError(f"locations: found {places}; allowed: 1 to {layers - 1}")
+    # After the last layer's attention no head that reads kept rows needs the others.
+    last = layers if task == "cls" else layers - 1
+    if any(not 1 <= place <= last for place in places):
+        raise ValueError(f"locations: found {places}; allowed: 1 to {last}")
     on = [k for k in range(count) if gates[k]]
     rows = [[int(bit) for bit in bits[k]] for k in on]
     site, action = ("mid", "drop") if task == "cls" else ("post", "restore")

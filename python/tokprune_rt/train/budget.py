@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+# Of the penalty on the square of what exceeds the target, and of the linear multiplier's growth.
+_SQUARE, _GROWTH = 50.0, 0.5
+
 
 @dataclass(frozen=True)
 class Widths:
@@ -51,31 +54,39 @@ class Widths:
 
 
 class Budget(nn.Module):
-    """Multipliers that hold the expected work at a target; gradients *ascend* on them.
+    """An augmented Lagrangian that holds the expected work at a target.
+
+    The penalty is linear and square in what the work exceeds the target by (or falls below it). The
+    linear multiplier grows by the excess of every step, and by nothing else: an optimizer's steps,
+    whose size does not depend on the excess, would drive it far beyond what holds the target.
 
     Args:
         target: of the dense model's multiply-adds.
-        warm_up: share of the stage in which the target falls from 1.
+        warm_up: share of the stage in which the target falls from 1; 0: none.
     """
+
+    linear: Tensor
 
     def __init__(self, target: float, warm_up: float = 0.4) -> None:
         super().__init__()
         if not 0 < target < 1:
             raise ValueError(f"target: found {target}; allowed: above 0, below 1")
         self.target, self.warm_up = target, warm_up
-        self.linear = nn.Parameter(torch.zeros(()))
-        self.square = nn.Parameter(torch.zeros(()))
+        self.register_buffer("linear", torch.zeros(()))
+        self._excess: list[Tensor] = []
 
     def forward(self, expected: Tensor, done: float) -> Tensor:
         """The penalty on an expected share of work when ``done`` of the stage is over."""
-        now = 1 - (1 - self.target) * min(1.0, done / self.warm_up)
+        now = 1 - (1 - self.target) * (min(1.0, done / self.warm_up) if self.warm_up else 1.0)
         excess = expected - now
-        return _ascend(self.linear) * excess + _ascend(self.square) * excess.square()
+        self._excess.append(excess.detach())
+        return self.linear * excess + _SQUARE * excess.square()
 
-
-def _ascend(multiplier: Tensor) -> Tensor:
-    """The same value with its gradient turned round."""
-    return 2 * multiplier.detach() - multiplier
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Let the multiplier follow what the penalties of a step were of."""
+        self.linear += _GROWTH * torch.stack(self._excess).mean()
+        self._excess = []
 
 
 def factor_for(target: float, macs: Callable[[float], float]) -> float:

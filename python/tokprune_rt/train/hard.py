@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -118,3 +120,10 @@ def protected_tokens(rule: Spec, run: Pass) -> Tensor:
     if rule["segment"] >= 0:
         found = found | (run.segments == rule["segment"])
     return found & run.real
+
+
+def pinned_tokens(rule: Spec, inputs: Mapping[str, Tensor]) -> Tensor:
+    """How many tokens of each sequence never leave, int64 [B]; ``inputs`` as a model takes them."""
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    segments = inputs.get("segment_ids", torch.zeros_like(ids))
+    return protected_tokens(rule, Pass(inputs, ids, real, segments, real)).sum(dim=1)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokprune_rt.loader import describe_model, resolve
+from tokprune_rt.train.altering import altered
 from tokprune_rt.train.budget import Budget, Widths, factor_for
+from tokprune_rt.train.data import Encoded, Examples, tokenizer_of
 from tokprune_rt.train.folders import (
     finetuned_model,
     separators,
     task_of_model,
 )
-from tokprune_rt.train.hard import PolicyChooser
+from tokprune_rt.train.hard import PolicyChooser, pinned_tokens
 from tokprune_rt.train.leaving import Leaving
+from tokprune_rt.train.loop import lengths_of
 from tokprune_rt.train.masked import MaskedEncoder, Pass
 from tokprune_rt.train.merging import executing
 from tokprune_rt.train.method import Method
@@ -30,6 +34,7 @@ from tokprune_rt.train.runs import (
     training_of,
 )
 from tokprune_rt.train.stage import Stage
+from tokprune_rt.train.tasks import Task
 from tokprune_rt.train.teacher import Teacher
 from tokprune_rt.train.top import ranking_loss
 
@@ -43,37 +48,43 @@ class Schedule:
         hard_epochs: of the weights alone, under the runtime's decisions.
         rate: learning rate of the weights; half of it in the second stage.
         method_rate: of the method's own parameters.
+        copies: altered copies of each text, see `altering`, from which the weights learn in the
+            second stage as well; taggings and question answering have none.
     """
 
     epochs: int = 3
     hard_epochs: int = 2
     rate: float = 3e-5
     method_rate: float = 1e-2
+    copies: int = 3
 
 
 SCHEDULES = {
     "ltp": Schedule(),
-    "top": Schedule(epochs=5, method_rate=0.05),
+    "top": Schedule(method_rate=0.05),
     "gate": Schedule(epochs=4, method_rate=1e-3),
     "power-bert": Schedule(),
 }
 """What the recipes take when nothing else is asked for."""
 
 
-# Rate of the budget's multipliers, and examples whose work decides the final thresholds.
-_BUDGET_RATE, _SAMPLE = 0.05, 512
+# Examples whose work decides where a method begins and its final thresholds.
+_SAMPLE = 512
 
 
 @dataclass(frozen=True)
 class Parts:
     """What methods are made of: see `Method`; ``longest``: tokens of the longest example;
-    ``target``: of the dense model's multiply-adds."""
+    ``target``: of the dense model's multiply-adds; ``lengths`` [n] and ``pinned`` [n]: tokens of
+    some examples, and those of them that never leave."""
 
     widths: Widths
     protect: list[int]
     leaving: Leaving
     longest: int
     target: float
+    lengths: Tensor
+    pinned: Tensor
 
 
 def learn(
@@ -93,36 +104,35 @@ def learn(
     if speedup is not None:
         target = measured_target(run, source, task, speedup)
     config, _ = describe_model(source)
-    budget = Budget(target)
     widths = Widths(config.layers, config.hidden, config.intermediate)
     facts = {"method": name, "target": target, **asdict(schedule), **recipe}
     training = training_of(run, source, model, task, facts)
     torch.manual_seed(run.settings.seed)  # of the method's parameters
-    longest = max(len(item) for item in training.train.tokens)
-    method = make(Parts(widths, separators(source), task.leaving, longest, target))
+    protect, sample = separators(source), training.sample(_SAMPLE)
+    pinned = pinned_tokens(task.leaving.rule(protect), training.inputs(sample, range(len(sample))))
+    longest, lengths = max(lengths_of(training.train)), torch.tensor(lengths_of(sample))
+    method = make(Parts(widths, protect, task.leaving, longest, target, lengths, pinned))
+    budget = Budget(target, method.warm_up)
     device = run.settings.device
     for module in (method, budget, teacher):
         nn.Module.to(module, device)
     dense, _ = training.evaluate(None)
     run.say(f"dense: dev {dense:.2f}")
-    examples = training.train
+    examples = _widened(run, source, training.train, schedule.copies)
     teaching = Teacher(
         MaskedEncoder(teacher),
         lambda places: training.inputs(examples, places),
-        [len(item) for item in examples.tokens],
+        lengths_of(examples),
         training.beside_checkpoint("teacher.pt"),
         run.say,
     )
 
-    def distilled(logits: Tensor, targets: Tensor, passed: Pass, _: float) -> Tensor:
-        if task.is_regression:
-            return task.loss(logits, targets)
-        return task.distance(logits, teaching.logits(passed, logits))
+    def taught(logits: Tensor, targets: Tensor, passed: Pass, _: float) -> Tensor:
+        labelled = torch.tensor(passed.places, device=logits.device) < len(training.train)
+        return distilled(task, logits, targets, teaching.logits(passed, logits), labelled)
 
     def loss(logits: Tensor, targets: Tensor, passed: Pass, done: float) -> Tensor:
-        total = budget(method.expected_macs(passed), done) + distilled(
-            logits, targets, passed, done
-        )
+        total = budget(method.expected_macs(passed), done) + taught(logits, targets, passed, done)
         if not ranking:
             return total
         order, candidates = teaching.scores(passed), passed.real & ~passed.notes["protected"]
@@ -130,18 +140,21 @@ def learn(
         losses = [ranking_loss(scores, order, candidates) for scores in early]
         return total + ranking * max(0.01, 1 - done) * torch.stack(losses).mean()
 
+    def after_step(done: float) -> None:
+        method.after_step(done)
+        budget.after_step()
+
     soft = Stage(
         f"{method.name}-soft",
         schedule.epochs,
         schedule.rate,
         lambda: method.chooser() if method.training else PolicyChooser(method.policy()),
         loss,
-        {"method": (method, schedule.method_rate), "budget": (budget, _BUDGET_RATE)},
-        method.after_step,
+        {"method": (method, schedule.method_rate), "budget": (budget, 0.0)},
+        after_step,
         keep_best=False,
     )
     training.run_stage(soft)
-    sample = training.sample(_SAMPLE)
 
     def macs(factor: float) -> float:
         return training.macs(PolicyChooser(method.policy(factor)), sample, method.macs)
@@ -157,8 +170,9 @@ def learn(
         schedule.hard_epochs,
         schedule.rate / 2,
         lambda: frozen,
-        distilled,
+        taught,
         encoder=encoder,
+        examples=examples,
     )
     training.run_stage(hard)
     # What the weights learned may have moved scores.
@@ -178,3 +192,27 @@ def learn(
     }
     finish(run, source, model, method.policy(factor, provenance=provenance_of(run, facts)))
     return Result(run.out, {"dense": dense, "pruned": score}, reached)
+
+
+def _widened(run: Run, source: Path, labelled: Encoded, copies: int) -> Encoded:
+    """The training examples, and behind them altered copies, whose targets mean nothing."""
+    if not copies or not isinstance(run.train, Examples):
+        return labelled
+    texts = altered(run.train.texts, copies, run.settings.seed)
+    tokens = tokenizer_of(source, run.max_length).tokenize(texts)
+    targets = [labelled.targets] * (1 + copies)
+    return Encoded([*labelled.tokens, *tokens], torch.cat(targets))
+
+
+def distilled(
+    task: Task, logits: Tensor, targets: Tensor, answers: Tensor, labelled: Tensor
+) -> Tensor:
+    """How far from the dense model's ``answers``; or, where the ``targets`` are numbers and an
+    example is ``labelled`` (bool [B]), from those."""
+    if not task.is_regression:
+        return task.distance(logits, answers)
+    total = torch.zeros((), device=logits.device)
+    for those, goal, loss in ((labelled, targets, task.loss), (~labelled, answers, task.distance)):
+        if those.any():
+            total = total + those.float().mean() * loss(logits[those], goal[those])
+    return total

@@ -63,6 +63,11 @@ class OtherRunError(ValueError):
         )
 
 
+def lengths_of(data: Encoded) -> list[int]:
+    """Tokens of every sequence."""
+    return [len(item) for item in data.tokens]
+
+
 class Training:
     """Runs stages on one model; resumes exactly where a run with the same settings stopped.
 
@@ -99,7 +104,7 @@ class Training:
         if self._path.exists():
             self._saved = torch.load(self._path, map_location=self._device, weights_only=True)
         decisive = {k: v for k, v in asdict(settings).items() if k not in _INDIFFERENT}
-        self._lengths = [len(item) for item in train.tokens]
+        self._learning, self._lengths = train, lengths_of(train)
         self._facts = {**decisive, **recipe, "examples": [len(train), len(dev)]}
         self._check_same_run()
         torch.manual_seed(settings.seed)
@@ -123,7 +128,9 @@ class Training:
         model = self.encoder.model
         groups = parameter_groups(model, stage, self.settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, fused=True)
-        per_epoch = -(-len(self.train) // self.settings.batch_size)
+        self._learning = stage.examples or self.train
+        self._lengths = lengths_of(self._learning)
+        per_epoch = -(-len(self._learning) // self.settings.batch_size)
         total = max(1, per_epoch * stage.epochs)
         schedule = get_scheduler("linear", optimizer, int(self.settings.warm_up * total), total)
         state = Progress()
@@ -236,7 +243,9 @@ class Training:
                 f"learning rate below {stage.rate:g}"
             )
         for module, _ in stage.own.values():
-            torch.nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip)
+            own = list(module.parameters())
+            if own:  # a budget has none
+                torch.nn.utils.clip_grad_norm_(own, self.settings.clip)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -252,10 +261,10 @@ class Training:
 
     def _loss(self, stage: Stage, places: list[int], done: float) -> Tensor:
         encoder = stage.encoder or self.encoder
-        targets = self.train.targets[torch.tensor(places)].to(self._device)
+        targets = self._learning.targets[torch.tensor(places)].to(self._device)
         narrow = torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bf16)
         with narrow, encoder.choosing(stage.chooser()):
-            output, run = encoder.run(self.inputs(self.train, places))
+            output, run = encoder.run(self.inputs(self._learning, places))
             run.places = places
             logits = logits_of(output, run.real)
             targets = self.task.aligned(targets, run.real)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,16 @@ from tokprune_rt.train.masked import Chooser, Pass
 class Method(nn.Module, ABC):
     """The parameters that decide, beside the model's weights.
 
+    ``warm_up`` is the share of the first stage in which the budget tightens.
+
     Args:
         name: of the method, in policies and messages.
         widths: of the model.
         protect: ids of tokens that never leave, beside the first.
         leaving: how tokens leave, which depends on the model's head.
     """
+
+    warm_up: ClassVar[float] = 0.4
 
     def __init__(
         self,

@@ -110,7 +110,8 @@ def train_top(
     """
 
     def make(parts: Parts) -> TopMasks:
-        return TopMasks(parts.widths, bins, parts.protect, parts.leaving, parts.target)
+        texts = (parts.lengths, parts.pinned)
+        return TopMasks(parts.widths, bins, parts.protect, parts.leaving, parts.target, texts)
 
     recipe = {"bins": bins, "ranking": ranking}
     return learn("top", run, make, target, speedup, schedule, recipe, ranking)

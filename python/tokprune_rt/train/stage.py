@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokprune_rt.train.data import Encoded
 from tokprune_rt.train.masked import MaskedEncoder, Pass
 
 Say = Callable[[str], None]
@@ -59,6 +60,7 @@ class Stage:
         encoder: of the same model, what the chooser is for; None: the training's own.
         whole: the loss compares a batch's sequences; otherwise a step may take them in parts, whose
             losses count by their sequences (a tagging's, a mean over tokens, is nearly the same).
+        examples: what it learns from; None: the training's.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Stage:
     keep_best: bool = True
     encoder: MaskedEncoder | None = None
     whole: bool = False
+    examples: Encoded | None = None
 
     def set_training(self, model: nn.Module, mode: bool) -> None:
         for module in (model, *(own for own, _ in self.own.values())):

@@ -5,15 +5,17 @@ says who stays, a gate for every layer whether it drops at all; both are hard-co
 (Louizos et al., 2018), and a Lagrangian holds the expected multiply-adds at a target. Different
 from the published code: only tokens that are still there are scored and vote; decisions are taken
 straight through, with dead keys masked as at run time; work is counted at real lengths for any
-shape, with the ranks that a short text really has; a short stage under the frozen decisions ends
-the training.
+shape, with the ranks that a short text really has; training begins at the budget, with a top-k
+schedule in the place of bits that are all 1; tokens may leave behind the last attention as well,
+where their FFN would be for nothing; a short stage under the frozen decisions ends the training.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,16 +32,16 @@ from tokprune_rt.train.select import rank_bin, ranks
 
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 _LIMIT = math.log(100)
-# Log-alphas to begin with: bits are almost surely 1; gates are as likely off as on, so that the
-# first steps reach the bits behind them. (Gates that begin on cost TREC four points at 45%.) But a
-# gate without which the target cannot be met begins on: closed, it would hide its bits.
-FIRST_BIT, FIRST_GATE, NEEDED_GATE = 3.0, 0.0, 2.0
-# Of the target: what the layers behind a gate must be able to reach for it not to be needed.
-_EASE = 0.8
+# Gates begin on: one that is off hides its bits, and over bits that are all 1 it has no gradient.
+_FIRST_GATE = 2.0
+# The smallest share of a text that a layer begins with, so that the ones behind it still matter.
+_LEAST = 0.02
+# Lengths and protected tokens to begin with, where nobody says more.
+_A_TEXT = (torch.tensor([32]), torch.tensor([2]))
 
 
 class TopMasks(Method):
-    """The bits and gates of all layers but the last.
+    """The bits and gates of all places where tokens may leave.
 
     Args:
         widths: of the model.
@@ -47,7 +49,10 @@ class TopMasks(Method):
         protect: ids of tokens that never leave, beside the first.
         leaving: how tokens leave: within a layer or, where a head sees them, after it.
         target: of the dense model's multiply-adds.
+        texts: lengths [n] and protected tokens [n] of some, whose work the bits begin with.
     """
+
+    warm_up: ClassVar[float] = 0.0
 
     def __init__(
         self,
@@ -56,24 +61,50 @@ class TopMasks(Method):
         protect: Sequence[int] = (),
         leaving: Leaving = FROM_FIRST,
         target: float = 0.5,
+        texts: tuple[Tensor, Tensor] = _A_TEXT,
     ) -> None:
         super().__init__("top", widths, protect, leaving)
         if bins < 2:
             raise ValueError(f"bins: found {bins}; allowed: 2 or more")
         self.bins = bins
-        places = widths.layers - 1
-        # Low ranks are a little likelier to leave, which only breaks the symmetry.
-        slope = torch.linspace(0.5, -0.5, bins)
-        self.bit = nn.Parameter(FIRST_BIT + slope.repeat(places, 1))
-        needed = [self._least(place + 1) > _EASE * target for place in range(places)]
-        self.gate = nn.Parameter(
-            torch.where(torch.tensor(needed), NEEDED_GATE, FIRST_GATE).to(torch.float32)
-        )
+        # Behind the last attention, a head that reads the first token needs no other. What the
+        # first layer's attention says is too little (the paper prunes from the second on), unless
+        # the target cannot be had without.
+        last = widths.layers - 1 if leaving.restores else widths.layers
+        for self.first in (1, 0) if last > 1 else (0,):
+            self.places = last - self.first
+            shares, work = self._first_shares(target, *texts)
+            if work <= target:
+                break
+        rest = torch.tensor([now / before for before, now in pairwise([1.0, *shares])])
+        self.bit = nn.Parameter(_falling_bits(rest, bins))
+        self.gate = nn.Parameter(torch.full((self.places,), _FIRST_GATE))
 
-    def _least(self, first: int) -> float:
-        """Multiply-adds, of the dense model's, of a text that goes at layer ``first``."""
-        length, layers = torch.tensor([128.0]), self.widths.layers
-        return float(self.macs(length, [length] * first + [0 * length] * (layers - first)))
+    def _first_shares(
+        self, target: float, lengths: Tensor, pinned: Tensor
+    ) -> tuple[list[float], float]:
+        """What is left at each place, of the tokens that may leave, and the work with it: falling
+        linearly, as steeply as it takes to do the ``target`` share of the work."""
+
+        def falling(slope: float) -> list[float]:
+            found = [max(_LEAST, 1 - slope * (i + 1)) for i in range(self.places)]
+            return found if self.leaving.restores else [*found[:-1], 0.0]
+
+        def work(slope: float) -> float:
+            free = lengths - pinned
+            left = [pinned + free * share for share in falling(slope)]
+            return float(self.macs(lengths, self._of_all_layers(lengths, left)))
+
+        low, high = 0.0, 1.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if work(middle) > target else (low, middle)
+        return falling(high), work(high)
+
+    def _of_all_layers(self, lengths: Tensor, left: Sequence[Tensor]) -> list[Tensor]:
+        """What every layer leaves, from what the places leave."""
+        behind = self.widths.layers - self.first - self.places
+        return [lengths.float()] * self.first + [*left, *[left[-1]] * behind]
 
     def chooser(self) -> SoftTop:
         return SoftTop(self)
@@ -98,7 +129,7 @@ class TopMasks(Method):
             free = left[-1] - pinned
             share = _share_of_ranks(stays, free.detach().round().long())
             left.append(pinned + free * (1 - (1 - share) * gate))
-        return self.macs(run.lengths, [*left[1:], left[-1]])
+        return self.macs(run.lengths, self._of_all_layers(run.lengths, left[1:]))
 
     def macs(self, lengths: Tensor, left: Sequence[Tensor]) -> Tensor:
         if not self.leaving.restores:
@@ -125,11 +156,24 @@ class TopMasks(Method):
             layers=self.widths.layers,
             token_bits=bits,
             gate_bits=gates,
+            locations=range(self.first + 1, self.first + self.places + 1),
             protect_token_ids=list(self.protect),
             task="tokens" if self.leaving.restores else "cls",
             **extra,
         )
         return parse_policy(self.leaving.document(document))
+
+
+def _falling_bits(shares: Tensor, bins: int) -> Tensor:
+    """Log-alphas [K, bins], falling by one from bin to bin, of which ``shares`` [K] are expected
+    to stay."""
+    low, high = torch.full_like(shares, -bins), torch.full_like(shares, 2 * bins)
+    for _ in range(20):
+        middle = (low + high) / 2
+        bits = (middle[:, None] - torch.arange(bins)).clamp(-_LIMIT, _LIMIT)
+        more = torch.sigmoid(bits).mean(dim=1) < shares
+        low, high = torch.where(more, middle, low), torch.where(more, high, middle)
+    return bits
 
 
 def _share_of_ranks(stays: Tensor, count: Tensor) -> Tensor:
@@ -154,23 +198,29 @@ class SoftTop(SoftChooser):
 
     def __init__(self, masks: TopMasks) -> None:
         super().__init__(masks)
+        self._first = masks.first
         self._bits, self._gates = masks.sample()
+
+    def _place(self, layer: int) -> int | None:
+        place = layer - self._first
+        return place if 0 <= place < len(self._gates) else None
 
     def after_softmax(
         self, run: Pass, layer: int, probs: Tensor, values: Tensor, hidden: Tensor
     ) -> None:
         scores = column_sums(probs, run.alive)
         run.scores.append(scores)
-        if layer >= len(self._gates):
+        place = self._place(layer)
+        if place is None:
             return
         candidates = run.alive & ~run.notes["protected"]
         rank = ranks(scores, candidates)
-        bits = self._bits[layer]
-        place = rank_bin(rank, candidates.sum(dim=1), len(bits))
-        self.leave(run, 1 - self._gates[layer] * (1 - bits[place]), candidates)
+        bits = self._bits[place]
+        stays = bits[rank_bin(rank, candidates.sum(dim=1), len(bits))]
+        self.leave(run, 1 - self._gates[place] * (1 - stays), candidates)
 
     def after_layer(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
-        if layer < len(self._gates):
+        if self._place(layer) is not None:
             self.show(run, hidden)
         return super().after_layer(run, layer, hidden)
 
