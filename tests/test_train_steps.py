@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from gate_documents import variants
 from hypothesis import given
 from hypothesis import strategies as st
 from test_train import run_of
@@ -134,6 +135,7 @@ def _policies() -> dict[str, Any]:
         "ltp": preset("ltp", final_threshold=1.0, **common),
         "top": preset("top", token_bits=bits, gate_bits=[1, 1], **common),
         "topk": preset("topk", keep_rate=0.6, locations=[0, 1, 2], **common),
+        **{name: variants(64)[name] for name in ("embed", "pre", "post", "softmax", "predicted")},
     }
 
 
@@ -161,12 +163,14 @@ def test_fewer_rows_give_the_gradients_of_masks(tiny: Any, family: str, kind: st
     for layer in encoder.layers:
         layer.register_forward_hook(lambda _, __, out: widths.append(_rows_of_layer(out)))
     found, kept_too = gradients(encoder, chooser)
-    assert kept_too == kept and kept[-1] < kept[0]
+    assert kept_too == kept and kept[-1] < int(inputs["attention_mask"].sum())
     assert widths[-1] < inputs["input_ids"].shape[1]
     assert found.keys() == expected.keys()
+    # Where a single key is left its gradient is 0, but for rounding.
+    rounding = 1e-6 * max(float(wanted.norm()) for wanted in expected.values())
     for name, wanted in expected.items():
         apart = float((found[name] - wanted).norm())
-        assert apart <= 1e-3 * float(wanted.norm()) + 1e-5, name
+        assert apart <= 1e-3 * float(wanted.norm()) + max(1e-5, rounding), (name, rounding)
 
 
 def _rows_of_layer(output: Any) -> int:

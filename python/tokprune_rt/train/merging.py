@@ -23,10 +23,18 @@ from tokprune_rt.train.grouping import alone, merged, pooled
 from tokprune_rt.train.hard import PolicyChooser, protected_tokens
 from tokprune_rt.train.leaving import Leaving
 from tokprune_rt.train.masked import MaskedEncoder, Pass, exactly
-from tokprune_rt.train.scores import ATTENTION, ENTROPY, Spec, normalise, statistic
+from tokprune_rt.train.scores import (
+    ATTENTION,
+    ENTROPY,
+    Spec,
+    gate_score,
+    normalise,
+    predicted_ratio,
+    statistic,
+)
 from tokprune_rt.train.select import select
 
-_SCORES = ("similarity", "uniform", *ATTENTION, *ENTROPY)
+_SCORES = ("similarity", "uniform", "gate", *ATTENTION, *ENTROPY)
 _ACTIONS = ("merge", "pool", "drop")
 _OUTPUTS = ("kept", "size")
 # What a similarity may be weighed by, and what keeps its logarithm finite.
@@ -147,10 +155,15 @@ class Reducer:
         elif spec["kind"] == "uniform":
             found = pooled(rule, run.alive, run.protected, run.lengths)
         else:
-            # Before a layer, the latest attention is the layer's before.
-            previous = spec["from"] == "previous" and step["site"] != "pre"
-            column = run.attention[int(previous)][step["score"]]
-            scores = normalise(spec, run, column, run.protected)
+            if spec["kind"] == "gate":
+                scores = gate_score(spec, step["layer"], hidden, run.alive)
+            else:
+                # Before a layer, the latest attention is the layer's before.
+                previous = spec["from"] == "previous" and step["site"] != "pre"
+                column = run.attention[int(previous)][step["score"]]
+                scores = normalise(spec, run, column, run.protected)
+            if rule["kind"] == "predicted_ratio":
+                rule = rule | {"ratio": predicted_ratio(rule, hidden)}
             stays = select(rule, scores, run.alive, run.protected, run.lengths)
             found = alone(run.alive).masked_fill(~stays, -1)
         short = run.lengths < self._plan["skip_below"]
@@ -372,6 +385,6 @@ def executing(
     if not leaving.restores:
         try:
             return MergingEncoder(model), Reducer(policy)
-        except ValueError:  # gates and tables
+        except ValueError:  # tables
             pass
     return MaskedEncoder(model), masking
