@@ -20,7 +20,7 @@ from tokprune_rt.loader import SentenceSetup, describe_model
 from tokprune_rt.loader.weights import load_dense
 from tokprune_rt.policy import JSON_NAME, TENSORS_NAME
 from tokprune_rt.train.merging import MergingEncoder, Rows
-from tokprune_rt.train.scores import ACTIVATIONS
+from tokprune_rt.train.networks import ACTIVATIONS
 
 _POOLING = ("mean", "cls")
 # Weights in other forms, which would be those of the model before.

@@ -9,15 +9,8 @@ from torch import Tensor
 
 from tokprune_rt.policy import Policy, compile_plan
 from tokprune_rt.train.masked import Pass
-from tokprune_rt.train.scores import (
-    ATTENTION,
-    ENTROPY,
-    Spec,
-    gate_score,
-    normalise,
-    predicted_ratio,
-    statistic,
-)
+from tokprune_rt.train.networks import gate_score, predicted_ratio
+from tokprune_rt.train.scores import ATTENTION, ENTROPY, Spec, normalise, statistic
 from tokprune_rt.train.select import select
 
 _ACTIONS = ("drop", "restore")

@@ -23,15 +23,8 @@ from tokprune_rt.train.grouping import alone, merged, pooled
 from tokprune_rt.train.hard import PolicyChooser, protected_tokens
 from tokprune_rt.train.leaving import Leaving
 from tokprune_rt.train.masked import MaskedEncoder, Pass, exactly
-from tokprune_rt.train.scores import (
-    ATTENTION,
-    ENTROPY,
-    Spec,
-    gate_score,
-    normalise,
-    predicted_ratio,
-    statistic,
-)
+from tokprune_rt.train.networks import gate_score, predicted_ratio
+from tokprune_rt.train.scores import ATTENTION, ENTROPY, Spec, normalise, statistic
 from tokprune_rt.train.select import select
 
 _SCORES = ("similarity", "uniform", "gate", *ATTENTION, *ENTROPY)
