@@ -236,8 +236,8 @@ def train(
         int | None,
         number(
             "--copies",
-            "Altered copies of each text, which the weights learn from under the decisions as "
-            "well; the dense model answers them. Default 3.",
+            "Altered copies of each text (none of taggings and questions) that the dense model "
+            "answers, for the weights to learn from under the decisions as well; default 3.",
             min=0,
         ),
     ] = None,

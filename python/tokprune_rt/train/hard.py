@@ -119,4 +119,4 @@ def pinned_tokens(rule: Spec, inputs: Mapping[str, Tensor]) -> Tensor:
     """How many tokens of each sequence never leave, int64 [B]; ``inputs`` as a model takes them."""
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     segments = inputs.get("segment_ids", torch.zeros_like(ids))
-    return protected_tokens(rule, Pass(inputs, ids, real, segments, real)).sum(dim=1)
+    return protected_tokens(rule, Pass(inputs, ids, real, segments, real)).sum(dim=1).cpu()

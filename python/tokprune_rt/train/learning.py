@@ -46,7 +46,7 @@ class Schedule:
     Attributes:
         epochs: of learning what to prune, with the weights.
         hard_epochs: of the weights alone, under the runtime's decisions.
-        rate: learning rate of the weights; half of it in the second stage.
+        rate: learning rate of the weights.
         method_rate: of the method's own parameters.
         copies: altered copies of each text, see `altering`, from which the weights learn in the
             second stage as well; taggings and question answering have none.
@@ -168,7 +168,7 @@ def learn(
     hard = Stage(
         f"{method.name}-hard",
         schedule.hard_epochs,
-        schedule.rate / 2,
+        schedule.rate,
         lambda: frozen,
         taught,
         encoder=encoder,
