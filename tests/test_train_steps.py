@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -20,6 +21,7 @@ from test_train_tokens import token_run
 from tiny_models import FAMILIES
 
 from tokprune_rt.policy import parse_policy, preset
+from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train import MaskedEncoder, finetune, loop, memory
 from tokprune_rt.train.budget import Widths
 from tokprune_rt.train.data import parts_of
@@ -28,7 +30,7 @@ from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.leaving import FROM_FIRST, Leaving, leaving_of
 from tokprune_rt.train.masked import logits_of, masked_softmax
 from tokprune_rt.train.merging import executing
-from tokprune_rt.train.teacher import Teacher, _Watching
+from tokprune_rt.train.teacher import Teacher, _Watching, attention_of_all, logits_of_all
 from tokprune_rt.train.top import TopMasks
 
 
@@ -71,21 +73,28 @@ ROWS = [[2, 9, 11, 7, 3], [2, 8, 3], [2, 12, 13, 14, 15, 16, 17, 3], [2, 30, 31,
 @pytest.mark.parametrize("task", CLASSES)
 def test_a_teacher_answers_as_if_asked_each_time(tiny: Any, tmp_path: Path, task: str) -> None:
     """In the student's form, for any batch, made once and kept."""
-    encoder = MaskedEncoder(CLASSES[task].from_pretrained(tiny("bert", task)))
-    asked: list[Sequence[int]] = []
+    folder = tiny("bert", task)
+    encoder = MaskedEncoder(CLASSES[task].from_pretrained(folder))
     heard: list[str] = []
 
     def inputs(places: Sequence[int]) -> dict[str, torch.Tensor]:
-        asked.append(places)
         return padded([ROWS[place] for place in places])
 
+    def ids(row: list[int]) -> Tokens:
+        nothing = np.zeros(len(row), np.int32)
+        return Tokens(np.array(row, np.int32), nothing, nothing)
+
     def teacher() -> Teacher:
-        lengths = [len(row) for row in ROWS]
-        return Teacher(encoder, inputs, lengths, tmp_path / "run" / "t.pt", heard.append, 3)
+        ask = {
+            "logits": lambda: logits_of_all(folder, [ids(row) for row in ROWS]),
+            "scores": lambda: attention_of_all(encoder, inputs, [len(row) for row in ROWS]),
+        }
+        return Teacher(ask, lambda name: tmp_path / "run" / name, heard.append)
 
     first = teacher()
     places = [3, 0, 2]
-    batch = padded([ROWS[place] for place in places])
+    batch = inputs(places)
+    encoder.model.eval()
     with torch.no_grad():
         output, run = encoder.run(batch)
         student = logits_of(output, run.real)
@@ -98,8 +107,7 @@ def test_a_teacher_answers_as_if_asked_each_time(tiny: Any, tmp_path: Path, task
         # What all keys receive is what all queries give away.
         total = scores.sum(dim=1) / scores.sum()
         torch.testing.assert_close(total, run.lengths / run.lengths.sum(), atol=1e-5, rtol=0)
-    assert [list(places) for places in asked] == [[1, 3, 0], [2]]
-    assert heard == ["asking the dense model about 4 examples"]
+    assert heard == [f"asking the dense model for {what}" for what in ("logits", "scores")]
 
 
 @pytest.mark.parametrize("chooser", [None, _Watching()], ids=["fused", "watched"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from tokprune_rt.train.runs import (
 )
 from tokprune_rt.train.stage import Stage
 from tokprune_rt.train.tasks import Task
-from tokprune_rt.train.teacher import Teacher
+from tokprune_rt.train.teacher import Teacher, attention_of_all, logits_of_all
 from tokprune_rt.train.top import ranking_loss
 
 
@@ -99,7 +100,7 @@ def learn(
 ) -> Result:
     """The two stages that all methods share."""
     source = resolve(run.source)
-    model, teacher = finetuned_model(source), finetuned_model(source)
+    model = finetuned_model(source)
     task = task_of_model(model, run.regression, run.metric)
     if speedup is not None:
         target = measured_target(run, source, task, speedup)
@@ -114,18 +115,19 @@ def learn(
     method = make(Parts(widths, protect, task.leaving, longest, target, lengths, pinned))
     budget = Budget(target, method.warm_up)
     device = run.settings.device
-    for module in (method, budget, teacher):
+    for module in (method, budget):
         nn.Module.to(module, device)
     dense, _ = training.evaluate(None)
     run.say(f"dense: dev {dense:.2f}")
     examples = _widened(run, source, training.train, schedule.copies)
-    teaching = Teacher(
-        MaskedEncoder(teacher),
-        lambda places: training.inputs(examples, places),
-        lengths_of(examples),
-        training.beside_checkpoint("teacher.pt"),
-        run.say,
-    )
+
+    def attention() -> list[Tensor]:
+        teacher = nn.Module.to(finetuned_model(source), device)
+        inputs = partial(training.inputs, training.train)
+        return attention_of_all(MaskedEncoder(teacher), inputs, lengths_of(training.train))
+
+    ask = {"logits": lambda: logits_of_all(source, examples.tokens), "scores": attention}
+    teaching = Teacher(ask, training.beside_checkpoint, run.say)
 
     def taught(logits: Tensor, targets: Tensor, passed: Pass, _: float) -> Tensor:
         labelled = torch.tensor(passed.places, device=logits.device) < len(training.train)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,39 +11,38 @@ import torch
 from torch import Tensor
 
 from tokprune_rt.files import atomic_file
-from tokprune_rt.train.masked import MaskedEncoder, Pass, rows_of
+from tokprune_rt.loading import load
+from tokprune_rt.tokenizer import Tokens
+from tokprune_rt.train.evaluating import run_texts
+from tokprune_rt.train.masked import MaskedEncoder, Pass
 from tokprune_rt.train.memory import Trimming
 from tokprune_rt.train.scores import column_sums
+
+# Sequences of a batch when attention is asked for.
+_BATCH = 32
 
 
 class Teacher:
     """What the dense model answers to the training examples, and which tokens matter to it.
 
-    It does not change and has no dropout, so one pass over the examples serves all epochs: made
-    when the first answer is asked for, and kept on disk for a run that goes on.
+    It does not change and has no dropout, so it is asked once for all epochs: when the first answer
+    is needed, and not again by a run that goes on.
 
     Args:
-        encoder: the fine-tuned model.
-        inputs: makes a padded batch of the examples at these places.
-        lengths: tokens of every example.
-        path: where the answers are kept.
-        say: receives a line when the pass begins.
-        batch_size: sequences of a batch of that pass.
+        ask: makes "logits" and "scores", a tensor for each example, see `logits_of_all` and
+            `attention_of_all`.
+        path: where each is kept.
+        say: receives a line when one is made.
     """
 
     def __init__(
         self,
-        encoder: MaskedEncoder,
-        inputs: Callable[[Sequence[int]], dict[str, Tensor]],
-        lengths: Sequence[int],
-        path: Path,
+        ask: Mapping[str, Callable[[], list[Tensor]]],
+        path: Callable[[str], Path],
         say: Callable[[str], None],
-        batch_size: int = 32,
     ) -> None:
-        encoder.model.eval()
-        self._encoder, self._inputs, self._lengths = encoder, inputs, list(lengths)
-        self._path, self._say, self._batch_size = path, say, batch_size
-        self._answers: dict[str, list[Tensor]] | None = None
+        self._ask, self._path, self._say = ask, path, say
+        self._answers: dict[str, list[Tensor]] = {}
 
     def logits(self, run: Pass, student: Tensor) -> Tensor:
         """For the examples of ``run``, in the form of ``student``'s, see `masked.logits_of`."""
@@ -57,53 +56,56 @@ class Teacher:
         return _padded(self._of("scores", run), run.real.shape[1], 0.0).to(run.real.device)
 
     def _of(self, what: str, run: Pass) -> list[Tensor]:
-        if self._answers is None:
-            self._answers = self._kept() or self._asked()
+        if what not in self._answers:
+            self._answers[what] = self._kept(what)
         rows = self._answers[what]
         return [rows[place] for place in run.places]
 
-    def _kept(self) -> dict[str, list[Tensor]] | None:
-        if not self._path.exists():
-            return None
-        kept = torch.load(self._path, weights_only=True)
-        return {name: _cut(rows, ends) for name, (rows, ends) in kept.items()}
+    def _kept(self, what: str) -> list[Tensor]:
+        path = self._path(f"{what}.pt")
+        if not path.exists():
+            self._say(f"asking the dense model for {what}")
+            rows = self._ask[what]()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                torch.save(_joined(rows), file)
+        joined, ends = torch.load(path, weights_only=True)
+        return [joined[begin:end] for begin, end in pairwise([0, *ends.tolist()])]
 
-    @torch.no_grad()
-    def _asked(self) -> dict[str, list[Tensor]]:
-        self._say(f"asking the dense model about {len(self._lengths)} examples")
-        found: dict[str, list[Tensor]] = {}
-        trimming = Trimming()
-        order = np.argsort(self._lengths, kind="stable").tolist()
-        with self._encoder.choosing(_Watching()):
-            for start in range(0, len(order), self._batch_size):
-                places = order[start : start + self._batch_size]
-                output, run = self._encoder.run(self._inputs(places))
-                scores = [row[:end] for row, end in zip(run.scores[0], run.lengths, strict=True)]
-                for name, rows in (("logits", rows_of(output, run.lengths)), ("scores", scores)):
-                    room = found.setdefault(name, self._room(name, rows[0]))
-                    for place, row in zip(places, rows, strict=True):
-                        room[place].copy_(row)
-                trimming.step()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self._path) as file:
-            torch.save({name: _joined(rows) for name, rows in found.items()}, file)
-        return found
 
-    def _room(self, name: str, row: Tensor) -> list[Tensor]:
-        """For rows like this one."""
-        if name == "logits" and row.ndim == 1:
-            return list(torch.empty(len(self._lengths), len(row)))
-        return list(torch.empty(sum(self._lengths), *row.shape[1:]).split(self._lengths))
+def logits_of_all(folder: Path, tokens: Sequence[Tokens]) -> list[Tensor]:
+    """Of the model in ``folder``, by the runtime, which is several times as fast as a training
+    pass; as `masked.rows_of` gives them."""
+    model = load(folder, "off", precision="fp32", threads=torch.get_num_threads())
+    return [torch.from_numpy(np.array(rows)) for rows in run_texts(model, tokens, None).logits]
+
+
+@torch.no_grad()
+def attention_of_all(
+    encoder: MaskedEncoder,
+    inputs: Callable[[Sequence[int]], dict[str, Tensor]],
+    lengths: Sequence[int],
+) -> list[Tensor]:
+    """What each token receives in the last layer's attention, [tokens] of every example;
+    ``inputs`` makes a padded batch of some, ``lengths`` are their tokens."""
+    encoder.model.eval()
+    found = [torch.zeros(0)] * len(lengths)
+    trimming = Trimming()
+    order = np.argsort(lengths, kind="stable").tolist()
+    with encoder.choosing(_Watching()):
+        for start in range(0, len(order), _BATCH):
+            places = order[start : start + _BATCH]
+            _, run = encoder.run(inputs(places))
+            for place, row in zip(places, run.scores[0], strict=True):
+                found[place] = row[: lengths[place]].cpu().clone()
+            trimming.step()
+    return found
 
 
 def _joined(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """All rows one after another, and where each ends."""
     ends = torch.tensor([len(row) for row in rows]).cumsum(0)
     return torch.cat(rows), ends
-
-
-def _cut(rows: Tensor, ends: Tensor) -> list[Tensor]:
-    return [rows[start:end] for start, end in pairwise([0, *ends.tolist()])]
 
 
 def _padded(rows: list[Tensor], length: int, value: float) -> Tensor:
