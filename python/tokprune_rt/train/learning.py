@@ -128,6 +128,7 @@ def learn(
 
     ask = {"logits": lambda: logits_of_all(source, examples.tokens), "scores": attention}
     teaching = Teacher(ask, training.beside_checkpoint, run.say)
+    teaching.prepare(*(ask if ranking else ["logits"]))
 
     def taught(logits: Tensor, targets: Tensor, passed: Pass, _: float) -> Tensor:
         labelled = torch.tensor(passed.places, device=logits.device) < len(training.train)
