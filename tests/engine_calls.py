@@ -24,6 +24,11 @@ def has_tiles(level: str) -> bool:
     return bool(_core.kernels.has_tiles(level))  # type: ignore[attr-defined]
 
 
+def rounds_rows(level: str) -> bool:
+    """Whether bf16 rounds the activations as well, for bfloat16 products."""
+    return bool(_core.kernels.has_bf16(level))  # type: ignore[attr-defined]
+
+
 def precisions(level: str) -> tuple[str, ...]:
     """The arithmetics that differ on this level."""
     return ("fp32", "bf16", "int8", *(("bf16x3",) if has_tiles(level) else ()))

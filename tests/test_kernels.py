@@ -29,8 +29,8 @@ def test_every_level_has_a_register_tile() -> None:
     assert all(_core.kernels.gemm_rows(level) >= 1 for level in levels)
 
 
-def test_matrix_tiles_are_those_of_amx() -> None:
-    assert [level for level in _core.isa_levels() if _core.kernels.has_tiles(level)] in (
-        [],
-        ["amx"],
-    )
+def test_levels_with_matrix_tiles_and_bfloat16_products() -> None:
+    levels = _core.isa_levels()
+    assert [level for level in levels if _core.kernels.has_tiles(level)] in ([], ["amx"])
+    with_bf16 = {level for level in levels if _core.kernels.has_bf16(level)}
+    assert with_bf16 == {"avx512_bf16", "amx"} & set(levels)

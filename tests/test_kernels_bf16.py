@@ -1,4 +1,4 @@
-"""Products with bfloat16 weights, and the tile kernels with bfloat16 on both sides."""
+"""Products with bfloat16 weights, and those with bfloat16 on both sides."""
 
 from __future__ import annotations
 
@@ -28,12 +28,19 @@ from kernel_memory import (
 from tokprune_rt import _core
 
 LEVELS = _core.isa_levels()
-WITH_TILES: list[Any] = [level for level in LEVELS if _core.kernels.has_tiles(level)]
-NO_TILES = pytest.param("", marks=pytest.mark.skip(reason="this CPU has no matrix tiles"))
+# Levels with bfloat16 products, and whether they are given low terms.
+WITH_BF16: list[Any] = [
+    (level, three_terms)
+    for level in LEVELS
+    for three_terms in (False, True)
+    if _core.kernels.has_bf16(level) and (_core.kernels.has_tiles(level) or not three_terms)
+]
+NO_BF16 = pytest.param("", False, marks=pytest.mark.skip(reason="no bfloat16 products here"))
 PANELS = (1, 2, 3, 5)
 
 every_level = pytest.mark.parametrize("level", LEVELS)
-levels_with_tiles = pytest.mark.parametrize("level", WITH_TILES or [NO_TILES])
+every_bf16_product = pytest.mark.parametrize(("level", "three_terms"), WITH_BF16 or [NO_BF16])
+levels_with_bf16 = pytest.mark.parametrize("level", sorted({level for level, _ in WITH_BF16}))
 
 
 def rounded(values: Floats) -> Floats:
@@ -156,7 +163,7 @@ def test_gemm_bf16_weight_of_nothing(level: str) -> None:
     assert multiply(level, np.ones((2, 4), np.float32), np.zeros((4, 0), np.float32)).size == 0
 
 
-# bfloat16 on both sides: levels with matrix tiles -------------------------------------------------
+# bfloat16 on both sides: levels with such products -----------------------------------------------
 # tests/native/tile_kernels.cpp runs the same kernels on emulated tiles everywhere.
 
 
@@ -166,7 +173,7 @@ def split_terms(values: Floats) -> tuple[Floats, Floats]:
     return high, rounded(values - high)
 
 
-def multiply_tiles(
+def multiply_bf16(
     level: str, a: Floats, b: Floats, *, three_terms: bool, epilogue: str = "none", **extra: Any
 ) -> Floats:
     """One call on poisoned memory; with ``three_terms``, the low terms of A and B take part."""
@@ -193,53 +200,51 @@ def multiply_tiles(
     return c.values.copy()
 
 
-def tile_operands(k: int) -> tuple[Floats, Floats]:
+def bf16_operands(k: int) -> tuple[Floats, Floats]:
     rng = np.random.default_rng(k)
     return random(rng, 4 * TILE_ROWS + 1, k), random(rng, k, max(PANELS) * PANEL)
 
 
-@levels_with_tiles
-@pytest.mark.parametrize("three_terms", [False, True])
+@every_bf16_product
 @pytest.mark.parametrize("k", [32, 96, 320, 3072])
 def test_gemm_bf16_equals_float64(level: str, k: int, three_terms: bool) -> None:
-    a, b = tile_operands(k)
+    a, b = bf16_operands(k)
     wide_a, wide_b = (x.astype(np.float64) for x in (a, b))
     if not three_terms:
         wide_a, wide_b = (rounded(x).astype(np.float64) for x in (a, b))
     exact, size = wide_a @ wide_b, np.abs(wide_a) @ np.abs(wide_b)
-    # Tiles sum 32 products at a time; three terms lose 2^-16 of either operand.
-    limit = size * (EPS * (17 + 3 * k / BF16_DEPTH) + (3 * 2.0**-16 if three_terms else 0))
+    # Tiles sum 32 products at a time, vectors two; three terms lose 2^-16 of either operand.
+    roundings = 17 + 3 * k / BF16_DEPTH if _core.kernels.has_tiles(level) else k
+    limit = size * (EPS * roundings + (3 * 2.0**-16 if three_terms else 0))
     for panels in PANELS:
         n = panels * PANEL
         for m in range(1, len(a) + 1):
-            c = multiply_tiles(level, a[:m], b[:, :n], three_terms=three_terms)
+            c = multiply_bf16(level, a[:m], b[:, :n], three_terms=three_terms)
             assert (np.abs(c - exact[:m, :n]) <= limit[:m, :n]).all(), (m, panels)
 
 
-@levels_with_tiles
-@pytest.mark.parametrize("three_terms", [False, True])
+@every_bf16_product
 def test_gemm_bf16_rows_do_not_depend_on_the_call(level: str, three_terms: bool) -> None:
-    a, b = tile_operands(96)
-    whole = multiply_tiles(level, a, b, three_terms=three_terms)
+    a, b = bf16_operands(96)
+    whole = multiply_bf16(level, a, b, three_terms=three_terms)
     for m in range(1, len(a) + 1):
-        part = multiply_tiles(level, a[-m:], b, three_terms=three_terms)
+        part = multiply_bf16(level, a[-m:], b, three_terms=three_terms)
         assert_same_bits(part, whole[-m:])
     order = np.random.default_rng(0).permutation(len(a))
-    assert_same_bits(multiply_tiles(level, a[order], b, three_terms=three_terms), whole[order])
+    assert_same_bits(multiply_bf16(level, a[order], b, three_terms=three_terms), whole[order])
     for panel in range(max(PANELS)):
         columns = slice(panel * PANEL, (panel + 1) * PANEL)
-        part = multiply_tiles(level, a, b[:, columns], three_terms=three_terms)
+        part = multiply_bf16(level, a, b[:, columns], three_terms=three_terms)
         assert_same_bits(part, whole[:, columns])
 
 
-@levels_with_tiles
-@pytest.mark.parametrize("three_terms", [False, True])
+@every_bf16_product
 def test_gemm_bf16_epilogues_are_those_of_gemm(level: str, three_terms: bool) -> None:
-    a, b = tile_operands(64)
+    a, b = bf16_operands(64)
     rng = np.random.default_rng(4)
     m, n = len(a), b.shape[1]
     bias, scale, residual = random(rng, n), random(rng, m), random(rng, m, n)
-    plain = multiply_tiles(level, a, b, three_terms=three_terms)
+    plain = multiply_bf16(level, a, b, three_terms=three_terms)
     cases: list[tuple[str, dict[str, Any]]] = [
         ("row_scale", {"row_scale": scale}),
         ("bias_residual", {"bias": bias, "residual": residual}),
@@ -249,11 +254,11 @@ def test_gemm_bf16_epilogues_are_those_of_gemm(level: str, three_terms: bool) ->
     for kind, extra in cases:
         expected = plain.copy()
         _core.kernels.gemm(level, *nothing, expected, m, 0, True, finish(kind, n, **extra))
-        actual = multiply_tiles(level, a, b, three_terms=three_terms, epilogue=kind, **extra)
+        actual = multiply_bf16(level, a, b, three_terms=three_terms, epilogue=kind, **extra)
         assert_same_bits(actual, expected, kind)
 
 
-@levels_with_tiles
+@levels_with_bf16
 @pytest.mark.parametrize("with_low", [False, True])
 def test_round_rows_to_nearest_even(level: str, with_low: bool) -> None:
     for columns in (1, 15, 16, 17, 31, 32, 33, 64, 100, 384):

@@ -15,8 +15,8 @@ from engine_calls import (
     assert_same_parts,
     batch,
     encoder,
-    has_tiles,
     precisions,
+    rounds_rows,
     split,
 )
 from hypothesis import HealthCheck, given, settings
@@ -119,7 +119,7 @@ def test_a_trace_changes_nothing() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_vector_levels_compute_the_same_bits(precision: str) -> None:
     levels = [level for level in LEVELS if level != "scalar"]
-    levels = [level for level in levels if precision != "bf16" or not has_tiles(level)]
+    levels = [level for level in levels if precision != "bf16" or not rounds_rows(level)]
     for model in MODELS:
         sequences = batch(model, SIZES, seed=3)
         for name in DOCUMENTS:

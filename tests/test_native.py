@@ -54,8 +54,9 @@ FORBIDDEN = {
     "scalar": "%[yz]mm",
     "avx2": f"{EVEX}|vpdp",
     "avx_vnni": EVEX,
-    "avx512": f"vpdp|{TILES}",
-    "avx512_vnni": f"vcvtne|{TILES}",
+    "avx512": f"vpdp|vcvtne|vdpbf|{TILES}",
+    "avx512_vnni": f"vcvtne|vdpbf|{TILES}",
+    "avx512_bf16": TILES,
 }
 
 

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import random_model as rm
-from engine_calls import LEVELS, batch, encoder, has_tiles, models_and_plans, plan, precisions
+from engine_calls import (
+    LEVELS,
+    batch,
+    encoder,
+    has_tiles,
+    models_and_plans,
+    plan,
+    precisions,
+    rounds_rows,
+)
 from kernel_memory import assert_same_bits, from_bf16, to_bf16
 
 import tokprune_rt
@@ -22,8 +31,8 @@ OUTPUTS = ("hidden", "positions", "cu_kept", "pooled", "logits", "kept")
 
 
 def comparable(level: str, precision: str) -> bool:
-    """Only bfloat16 products depend on matrix tiles: they round the activations as well."""
-    return precision != "bf16" or not has_tiles(level)
+    """Only bf16 depends on the level: bfloat16 products round the activations as well."""
+    return precision != "bf16" or not rounds_rows(level)
 
 
 @functools.cache
@@ -58,7 +67,7 @@ def assert_same_output(actual: dict[str, Any], expected: dict[str, Any], message
 def test_vector_levels_compute_the_same_bits(level: str, precision: str) -> None:
     """Whole models, decisions included: a level is a speed, not a result."""
     if not comparable(level, precision):
-        pytest.skip("tiles round the activations as well")
+        pytest.skip("this level rounds the activations as well")
     found = outputs(level, precision, threads=2)
     expected = outputs(VECTOR_LEVELS[0], precision)
     for case, actual, wanted in zip(models_and_plans(), found, expected, strict=True):
@@ -126,7 +135,7 @@ def is_product(name: str) -> bool:
     return re.fullmatch(r"layers\.\d+\.(q|k|v|o|ffn_in|ffn_out)\.weight", name) is not None
 
 
-@pytest.mark.parametrize("level", [level for level in LEVELS if not has_tiles(level)])
+@pytest.mark.parametrize("level", [level for level in LEVELS if not rounds_rows(level)])
 def test_bf16_is_fp32_on_rounded_weights(level: str) -> None:
     for model, changes in rm.MODELS.items():
         shape = rm.config(**changes)

@@ -8,7 +8,7 @@ import gates
 import numpy as np
 import pytest
 import torch
-from engine_calls import has_tiles
+from engine_calls import rounds_rows
 from parity import LAYERS, Tolerance, check, chunks, fewer, forward, plan_of
 from reference import run
 
@@ -21,7 +21,7 @@ from tokprune_rt.policy import preset
 # another step, and every layer multiplies such steps. Two layers still tell right from wrong.
 SHALLOW = 2
 BF16 = Tolerance("bf16-weights")
-BF16_TILES = Tolerance("bf16", states=0.1, scores=0.2, band=1e-2, agreeing=0.7)
+BF16_ROWS = Tolerance("bf16", states=0.1, scores=0.2, band=1e-2, agreeing=0.7)
 INT8 = Tolerance("int8", states=0.1, scores=0.2, band=1e-2, agreeing=0.7)
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -84,19 +84,19 @@ def int8_encoder(minilm_folder: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def bf16_encoder(minilm_folder: Any) -> Any:
-    """The whole model, or its first layers where tiles round the activations as well."""
+    """The whole model, or its first layers where the activations are rounded as well."""
     encoder = tokprune_rt.load(minilm_folder, "off", "bf16").engine.encoder
-    return shallow(minilm_folder, "bf16") if has_tiles(encoder.isa) else encoder
+    return shallow(minilm_folder, "bf16") if rounds_rows(encoder.isa) else encoder
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_bf16_policies(
     bf16_encoder: Any, torch_model: Any, some_ids: list[list[int]], name: str
 ) -> None:
-    """Without tiles only weights are rounded: as exact as fp32 on those weights."""
+    """Without bfloat16 products only weights are rounded: as exact as fp32 on those weights."""
     model, layers, tolerance = torch_model, LAYERS, BF16
-    if has_tiles(bf16_encoder.isa):
-        model, layers, tolerance = Truncated(torch_model, SHALLOW), SHALLOW, BF16_TILES
+    if rounds_rows(bf16_encoder.isa):
+        model, layers, tolerance = Truncated(torch_model, SHALLOW), SHALLOW, BF16_ROWS
     plan = preset_plan(name, layers, some_ids)
     assert check(bf16_encoder, model, some_ids, plan, tolerance) < 1
 

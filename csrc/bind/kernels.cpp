@@ -290,10 +290,11 @@ void bind_kernels(py::module_& parent) {
 #define TOKPRUNE_KERNEL(name, Args) \
   m.def(#name, &name);              \
   names.append(#name);
-#define TOKPRUNE_TILE_KERNEL TOKPRUNE_KERNEL
+#define TOKPRUNE_BF16_KERNEL TOKPRUNE_KERNEL
 #include "kernels/manifest.inc"
   m.attr("names") = names;
-  m.def("has_tiles", [](const std::string& isa) { return table(isa).gemm_bf16 != nullptr; });
+  m.def("has_tiles", [](const std::string& isa) { return table(isa).tiles; });
+  m.def("has_bf16", [](const std::string& isa) { return table(isa).gemm_bf16 != nullptr; });
   m.def("gemm_rows", [](const std::string& isa) { return table(isa).gemm_rows; });
 }
 

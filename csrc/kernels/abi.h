@@ -69,8 +69,8 @@ struct GemmOf {
 using GemmArgs = GemmOf<float>;
 
 // As above with B in bfloat16, widened to float32 in registers. A split of k is even.
-// Why not   VDPBF16PS: on the Intel CPUs that have it without matrix tiles it runs at half the rate
-//           of float32 multiply-adds, and it would round A as well.
+// Why       beside GemmBf16Args: on Intel CPUs VDPBF16PS runs at half the rate of float32
+//           multiply-adds, and it needs A rounded as well.
 using GemmBf16WeightArgs = GemmOf<uint16_t>;
 
 // Computes  C = (A - a_zero) * a_scale  times  B * b_scale, then the epilogue.
@@ -97,6 +97,7 @@ struct GemmInt8Args {
 
 // Computes  C = A B on bfloat16 operands, or, where a_low and b_low are given, A B + A B_low +
 //           A_low B: float32-grade products of values split into two bfloat16 terms (bf16x3).
+//           Only levels with matrix tiles are given them.
 // Shapes    k a multiple of 32.
 // Padding   A is readable on round_up(m, 16) rows; columns beyond the true k meet zeros in B.
 // Numerics  float32 sums in an order that depends on k alone.
@@ -316,12 +317,13 @@ struct ReduceRowsArgs {
   int64_t cols;
 };
 
-// A null entry inherits from the level below. Optional kernels need matrix tiles: they stay null
-// where there are none.
+// A null entry inherits from the level below. Optional kernels need bfloat16 products: they stay
+// null where there are none.
 struct KernelTable {
   int64_t gemm_rows = 0;  // rows of gemm's register tile: the unit in which callers split M
+  bool tiles = false;     // products of converted rows run on matrix tiles
 #define TOKPRUNE_KERNEL(name, Args) void (*name)(const Args& args) = nullptr;
-#define TOKPRUNE_TILE_KERNEL TOKPRUNE_KERNEL
+#define TOKPRUNE_BF16_KERNEL TOKPRUNE_KERNEL
 #include "kernels/manifest.inc"
 };
 
@@ -330,6 +332,7 @@ extern const KernelTable kAvx2Table;
 extern const KernelTable kAvxVnniTable;
 extern const KernelTable kAvx512Table;
 extern const KernelTable kAvx512VnniTable;
+extern const KernelTable kAvx512Bf16Table;
 extern const KernelTable kAmxTable;
 
 }  // namespace tokprune::kernels

@@ -125,8 +125,7 @@ Precision resolve_precision(std::string_view request, IsaLevel level) {
   if (request == "int8") return Precision::kInt8;
   require(request == "bf16x3" || request == "auto", "unknown precision '", request,
           "'; supported: auto, fp32, bf16, int8, bf16x3");
-  const bool tiles = kernels::table_for(level).gemm_bf16 != nullptr;
-  return tiles ? Precision::kBf16x3 : Precision::kFp32;
+  return kernels::table_for(level).tiles ? Precision::kBf16x3 : Precision::kFp32;
 }
 
 struct Engine::IdleWorkspaces {

@@ -7,9 +7,8 @@ using kernels::EpilogueArgs;
 using kernels::kPanel;
 
 int attention_terms(const kernels::KernelTable& kernels, Precision precision) {
-  if (!kernels.gemm_bf16) return 0;
   switch (precision) {
-    case Precision::kBf16: return 1;
+    case Precision::kBf16: return kernels.gemm_bf16 ? 1 : 0;
     case Precision::kBf16x3: return 2;
     case Precision::kFp32:
     case Precision::kInt8: break;

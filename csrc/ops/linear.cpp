@@ -83,8 +83,7 @@ struct Grid {
 
 // Rows in which a product computes at full speed.
 int64_t row_unit(const kernels::KernelTable& kernels, Precision precision) {
-  const bool tiles = kernels.gemm_bf16 && precision != Precision::kFp32;
-  return tiles ? 2 * kernels::kTileRows : kernels.gemm_rows;
+  return kernels.tiles && precision != Precision::kFp32 ? 2 * kernels::kTileRows : kernels.gemm_rows;
 }
 
 // Part `index` of `parts` of a range, in whole units.
@@ -227,8 +226,13 @@ void run_converted(const Context& context, const PackedLinear& layer, const Line
 
 // Whether a layer's product reads activations in another type than float32.
 bool converts(const kernels::KernelTable& kernels, const PackedLinear& layer) {
-  return layer.precision == Precision::kInt8 ||
-         (layer.precision != Precision::kFp32 && kernels.gemm_bf16);
+  switch (layer.precision) {
+    case Precision::kInt8:
+    case Precision::kBf16x3: return true;
+    case Precision::kBf16: return kernels.gemm_bf16 != nullptr;
+    case Precision::kFp32: break;
+  }
+  return false;
 }
 
 // What one thread does: the pieces of its own share, then what others have left. A converted block

@@ -14,7 +14,7 @@ namespace tokprune {
 // The arithmetic of a layer's products. Sums, biases and everything else are float32.
 enum class Precision : uint8_t {
   kFp32,
-  kBf16,    // weights in bfloat16; activations too where the level has matrix tiles
+  kBf16,    // weights in bfloat16; activations too where the level has bfloat16 products
   kInt8,    // int8 weights per output column, uint8 activations per row, exact sums
   kBf16x3,  // float32 split into two bfloat16 terms; needs matrix tiles
 };

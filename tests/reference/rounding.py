@@ -1,6 +1,6 @@
 """Linear layers in the arithmetic of the engine's reduced precisions, formulas as documented.
 
-bf16  weights rounded to bfloat16; with matrix tiles, the input of every product as well, and both
+bf16  weights rounded to bfloat16; with bfloat16 products, their input as well, and both
       sides of the products of attention (probabilities before they are divided by their sum).
 int8  weights in steps of max|w| / 127 per output; inputs in 255 steps per row, between the smallest
       and the largest value and zero; sums of integers, exact.

@@ -16,12 +16,13 @@ namespace {
 #include "kernels/tile_registers.inl"
 #endif
 
+#include "kernels/bf16_packing.inl"
 #include "kernels/gemm_tiles.inl"
-#include "kernels/tile_packing.inl"
 
 }  // namespace
 
 const KernelTable kAmxTable = {
+    .tiles = true,
     .gemm_int8 = gemm_int8,
     .gemm_bf16 = gemm_bf16,
     .round_rows = round_rows,

@@ -22,6 +22,7 @@ _VARIABLES: Mapping[str, Mapping[str, str]] = {
         "avx_vnni": "AVX2_VNNI",
         "avx512": "AVX512_CORE",
         "avx512_vnni": "AVX512_CORE_BF16",
+        "avx512_bf16": "AVX512_CORE_BF16",
     },
     "MKL_ENABLE_INSTRUCTIONS": {
         "scalar": "SSE4_2",
@@ -29,6 +30,7 @@ _VARIABLES: Mapping[str, Mapping[str, str]] = {
         "avx_vnni": "AVX2_E1",
         "avx512": "AVX512",
         "avx512_vnni": "AVX512_E1",
+        "avx512_bf16": "AVX512_E1",
     },
     "ATEN_CPU_CAPABILITY": {
         "scalar": "default",
@@ -36,6 +38,7 @@ _VARIABLES: Mapping[str, Mapping[str, str]] = {
         "avx_vnni": "avx2",
         "avx512": "avx512",
         "avx512_vnni": "avx512",
+        "avx512_bf16": "avx512",
     },
     "CT2_FORCE_CPU_ISA": {
         "scalar": "GENERIC",
@@ -43,6 +46,7 @@ _VARIABLES: Mapping[str, Mapping[str, str]] = {
         "avx_vnni": "AVX2",
         "avx512": "AVX512",
         "avx512_vnni": "AVX512",
+        "avx512_bf16": "AVX512",
     },
 }
 _ALIASES = {"ONEDNN_MAX_CPU_ISA": ("DNNL_MAX_CPU_ISA", "OV_CPU_MAX_ISA")}
@@ -54,7 +58,7 @@ _HEEDED: Mapping[str, tuple[str, ...]] = {
 }
 # Multiplies with MLAS, which asks the CPU and nobody else. Its fp32 stops at AVX-512.
 _MLAS = {("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32")}
-_AVX512 = ("avx512", "avx512_vnni")
+_AVX512 = ("avx512", "avx512_vnni", "avx512_bf16")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def distil(
     batch_size: BatchOption = 32,
     seed: SeedOption = 0,
     patience: PatienceOption = 0,
-    bf16: Bf16Option = False,
+    bf16: Bf16Option = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     config: ConfigOption = None,

@@ -116,9 +116,13 @@ SeedOption = Annotated[
     int, typer.Option("--seed", metavar="N", min=0, help="Of everything.", rich_help_panel=LOOP)
 ]
 Bf16Option = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--bf16", help="Steps in bfloat16, where the machine is fast at it.", rich_help_panel=LOOP
+        "--bf16/--fp32",
+        help="Products of the steps; default: bf16 on CPUs with AMX, AMD CPUs with AVX512-BF16 and "
+        "accelerators that have it.",
+        rich_help_panel=LOOP,
+        show_default=False,
     ),
 ]
 PatienceOption = Annotated[

@@ -89,10 +89,11 @@ class Budget(nn.Module):
         self._excess = []
 
 
-def factor_for(target: float, macs: Callable[[float], float]) -> float:
+def factor_for(target: float, macs: Callable[[float], float], near: float | None = None) -> float:
     """The factor of thresholds at which ``macs(factor)``, which falls with it, is nearest to
-    ``target``; between 1/16 and 16. Work comes in steps, so that it may remain a little off."""
-    low, high = 1 / 16, 16.0
+    ``target``; between 1/16 and 16, or not far from the one it is ``near``. Work comes in steps, so
+    that it may remain a little off."""
+    low, high = (1 / 16, 16.0) if near is None else (near / 1.5, near * 1.5)
     tried: list[tuple[float, float]] = []
     for _ in range(9):
         middle = (low * high) ** 0.5

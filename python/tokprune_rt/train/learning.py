@@ -21,6 +21,7 @@ from tokprune_rt.train.folders import (
     task_of_model,
 )
 from tokprune_rt.train.hard import PolicyChooser, pinned_tokens
+from tokprune_rt.train.holding import Held
 from tokprune_rt.train.leaving import Leaving
 from tokprune_rt.train.loop import lengths_of
 from tokprune_rt.train.masked import MaskedEncoder, Pass
@@ -69,8 +70,9 @@ SCHEDULES = {
 """What the recipes take when nothing else is asked for."""
 
 
-# Examples whose work decides where a method begins and its final thresholds.
-_SAMPLE = 512
+# Examples whose work decides where a method begins and its final thresholds, and how often these
+# are fitted in an epoch of the second stage.
+_SAMPLE, _FITS_OF_AN_EPOCH = 512, 2
 
 
 @dataclass(frozen=True)
@@ -159,30 +161,43 @@ def learn(
     )
     training.run_stage(soft)
 
+    executor, _ = executing(model, method.policy(), task.leaving)
+
+    def chooser(factor: float) -> Any:
+        return executing(model, method.policy(factor), task.leaving)[1]
+
     def macs(factor: float) -> float:
-        return training.macs(PolicyChooser(method.policy(factor)), sample, method.macs)
+        return training.macs(chooser(factor), sample, method.macs, executor)
 
     factor = factor_for(target, macs)
     run.say(
         f"multiply-adds: {macs(1.0):.1%} of dense as learned, {macs(factor):.1%} adjusted, asked "
         f"for {target:.1%}"
     )
-    encoder, frozen = executing(model, method.policy(factor), task.leaving)
+    # What the weights learn moves scores.
+    held = Held(
+        factor,
+        lambda near: factor_for(target, macs, near),
+        chooser,
+        model,
+        _FITS_OF_AN_EPOCH * schedule.hard_epochs,
+    )
     hard = Stage(
         f"{method.name}-hard",
         schedule.hard_epochs,
         schedule.rate,
-        lambda: frozen,
+        held.chooser,
         taught,
-        encoder=encoder,
+        {"held": (held, 0.0)},
+        held.after_step,
+        encoder=executor,
         examples=examples,
     )
     training.run_stage(hard)
-    # What the weights learned may have moved scores.
-    factor = factor_for(target, macs)
-    chooser = PolicyChooser(method.policy(factor))
-    score, _ = training.evaluate(chooser)
-    reached = training.macs(chooser, training.dev, method.macs)
+    factor = float(held.factor)
+    final = PolicyChooser(method.policy(factor))
+    score, _ = training.evaluate(final)
+    reached = training.macs(final, training.dev, method.macs)
     run.say(f"dev {score:.2f} with {reached:.1%} of the multiply-adds")
     if reached > target + 0.05:
         run.say(

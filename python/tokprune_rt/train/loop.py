@@ -212,10 +212,12 @@ class Training:
         chooser: Any,
         data: Encoded,
         count: Callable[[Tensor, Sequence[Tensor]], Tensor],
+        encoder: MaskedEncoder | None = None,
     ) -> float:
-        """Multiply-adds under hard decisions, of the dense model's; ``count`` is a method's."""
+        """Multiply-adds under hard decisions, of the dense model's; ``count`` is a method's,
+        ``encoder`` as for `predict`."""
         lengths = torch.tensor([len(item) for item in data.tokens])
-        _, kept = self.predict(chooser, data)
+        _, kept = self.predict(chooser, data, encoder)
         return float(count(lengths, list(kept.T.float())))
 
     def _batches(self, epoch: int) -> list[Any]:
@@ -262,7 +264,7 @@ class Training:
     def _loss(self, stage: Stage, places: list[int], done: float) -> Tensor:
         encoder = stage.encoder or self.encoder
         targets = self._learning.targets[torch.tensor(places)].to(self._device)
-        narrow = torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bf16)
+        narrow = torch.autocast(self._device.type, torch.bfloat16, enabled=bool(self.settings.bf16))
         with narrow, encoder.choosing(stage.chooser()):
             output, run = encoder.run(self.inputs(self._learning, places))
             run.places = places

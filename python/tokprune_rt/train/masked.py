@@ -248,11 +248,28 @@ class MaskedEncoder:
 def _dense_context(
     query: Tensor, key: Tensor, value: Tensor, real: Tensor, position_bias: Tensor | None
 ) -> Tensor:
-    """Attention whose probabilities nobody asks for, so that they are never written to memory."""
-    mask = None if real.all() else real[:, None, None, :]
+    """Attention whose probabilities nobody asks for, [B, S, d]."""
+    bias = None if real.all() else torch.zeros_like(real, dtype=torch.float32)[:, None, None, :]
     if position_bias is not None:
-        mask = position_bias.masked_fill(~real[:, None, None, :], -math.inf).to(query.dtype)
-    context = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        bias = position_bias if bias is None else position_bias + bias
+    if bias is not None:
+        bias = bias.masked_fill(~real[:, None, None, :], -math.inf)
+    return attention_context(query, key, value, real, bias)
+
+
+def attention_context(
+    query: Tensor, key: Tensor, value: Tensor, alive: Tensor, bias: Tensor | None
+) -> Tensor:
+    """What the keys ``alive`` [B, S] give each row, [B, S, d]; heads are [B, H, S, d/H], ``bias``
+    is added to the logits and is minus infinity for keys that are not alive."""
+    if query.dtype == torch.bfloat16:  # the fused gradient is several times slower than this there
+        logits = (query @ key.transpose(2, 3)).float().div_(math.sqrt(query.shape[-1]))
+        if bias is not None:
+            logits += bias
+        context = masked_softmax(logits, alive, None).to(value.dtype) @ value
+    else:  # probabilities are never written to memory
+        mask = None if bias is None else bias.to(query.dtype)
+        context = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return context.transpose(1, 2).flatten(2)
 
 

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -22,7 +21,7 @@ from tokprune_rt.policy import Policy, compile_plan
 from tokprune_rt.train.grouping import alone, merged, pooled
 from tokprune_rt.train.hard import PolicyChooser, protected_tokens
 from tokprune_rt.train.leaving import Leaving
-from tokprune_rt.train.masked import MaskedEncoder, Pass, exactly
+from tokprune_rt.train.masked import MaskedEncoder, Pass, attention_context, exactly
 from tokprune_rt.train.networks import gate_score, predicted_ratio
 from tokprune_rt.train.scores import ATTENTION, ENTROPY, Spec, normalise, statistic
 from tokprune_rt.train.select import select
@@ -346,10 +345,7 @@ class MergingEncoder(MaskedEncoder):
             with torch.no_grad(), exactly(bias):
                 logits = query.float() @ key.float().transpose(2, 3) / math.sqrt(query.shape[-1])
                 reducer.watch(rows, index, torch.softmax(logits + bias, dim=-1), value.float())
-        context = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias.to(query.dtype)
-        )
-        return context.transpose(1, 2).flatten(2)
+        return attention_context(query, key, value, rows.alive, bias)
 
     def _bias(self, run: Rows, position_bias: Tensor | None) -> Tensor:
         """What is added to attention's logits, float32 [B, 1 or H, 1 or S, S]."""

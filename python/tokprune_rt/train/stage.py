@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from tokprune_rt import _core
 from tokprune_rt.train.data import Encoded
 from tokprune_rt.train.masked import MaskedEncoder, Pass
 
@@ -27,6 +29,7 @@ class Settings:
         patience: epochs without a better dev score after which a stage ends; 0: never.
         save_seconds: time between checkpoints.
         bf16: compute the steps' products in bfloat16; decisions and evaluations stay float32.
+            None becomes whether the device is faster that way.
         device: of the training.
     """
 
@@ -37,8 +40,20 @@ class Settings:
     clip: float = 1.0
     patience: int = 0
     save_seconds: float = 60.0
-    bf16: bool = False
+    bf16: bool | None = None
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            object.__setattr__(self, "bf16", prefers_bf16(self.device))
+
+
+def prefers_bf16(device: str) -> bool:
+    """Whether products are faster in bfloat16 than in float32 there."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # The runtime's own choice says whether a CPU's bfloat16 products are of use.
+    return torch.device(device).type == "cpu" and _core.isa_levels()[-1] in ("avx512_bf16", "amx")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Packing the keys and values of a head for matrix tiles: the documented layout, bit for bit."""
+"""Packing the keys and values of a head for bfloat16 products: the documented layout."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from kernel_memory import (
 
 from tokprune_rt import _core
 
-WITH_TILES = [level for level in _core.isa_levels() if _core.kernels.has_tiles(level)]
+WITH_BF16 = [level for level in _core.isa_levels() if _core.kernels.has_bf16(level)]
 # Around the 16 rows and 32 columns of a tile, and odd numbers of rows, which have no partner.
 SIZES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 47, 64, 65, 100, 257)
 
 pytestmark = [
-    pytest.mark.parametrize("level", WITH_TILES),
+    pytest.mark.parametrize("level", WITH_BF16),
     pytest.mark.parametrize("with_low", [False, True]),
 ]
 

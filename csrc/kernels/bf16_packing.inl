@@ -1,7 +1,7 @@
 // Packing the keys and values of a head into bfloat16 panels [n / 16][k / 2][16][2]. Contracts:
 // PackTransposedBf16Args, PackRowsBf16Args in abi.h.
 
-#include "kernels/tile_rounding.inl"
+#include "kernels/bf16_rounding.inl"
 
 // Two neighbouring values of a row stay neighbours: sixteen rows are rounded, then transposed in
 // units of two.
