@@ -266,6 +266,15 @@ def test_gates_decide_alike(gated: Path) -> None:
     assert_alike(gated)
 
 
+def test_gates_before_the_first_layer_decide_alike(dense: Path, tmp_path: Path) -> None:
+    schedule = Schedule(epochs=5, hard_epochs=1, rate=1e-3, method_rate=0.02)
+    result = train_gate(run_of(dense, tmp_path / "out"), target=0.35, schedule=schedule)
+    assert result.macs == pytest.approx(0.35, abs=0.06)
+    assert_alike(tmp_path / "out")
+    (step,) = find_policy(tmp_path / "out").to_dict()["steps"]  # type: ignore[union-attr]
+    assert step["layers"] == [0, 1, 2]
+
+
 def assert_alike(folder: Path) -> None:
     """The same tokens after every layer, the same logits."""
     model = tokprune_rt.load(folder, precision="fp32")

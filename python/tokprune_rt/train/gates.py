@@ -5,7 +5,8 @@ every layer but the first; `tr-bert` (arXiv 2105.11618), one output before layer
 layer; `adapler` (arXiv 2203.08991), 32 hidden units and a softmax over the tokens of the text,
 compared with eta / n. All are learned in the same way, straight through the decision, under a
 budget of work that counts the gates themselves. The first two begin with noise (Gumbel's, as in
-Transkimmer), which fades, so that the budget is met by what evaluation does: never a draw.
+Transkimmer), which fades, so that the budget is met by what evaluation does: never a draw. Where
+the budget is not much more than the first layer's work, tokens may leave before that one as well.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ SHAPES = ("transkimmer", "adapler", "tr-bert")
 # with, and how sharp its soft decision is.
 _FIRST_LOGIT, _FIRST_ETA, _TEMPERATURE = 3.0, 0.1, 0.1
 _HIDDEN = 32
+# Work of so many layers, below which the first one is not done for all tokens.
+_FIRST_LAYERS = 1.25
 
 
 class Gates(Method):
@@ -39,6 +42,7 @@ class Gates(Method):
         shape: one of `SHAPES`.
         protect: ids of tokens that never leave, beside the first.
         leaving: how tokens leave.
+        target: of the dense model's multiply-adds.
     """
 
     noise: Tensor
@@ -50,13 +54,16 @@ class Gates(Method):
         shape: str,
         protect: Sequence[int] = (),
         leaving: Leaving = FROM_FIRST,
+        target: float = 0.5,
     ) -> None:
         if shape not in SHAPES:
             raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
         super().__init__(shape, widths, protect, leaving)
         self.softmax = shape == "adapler"
-        every = tuple(range(1, widths.layers))
-        self.layers = tuple(sorted({1, widths.layers // 2})) if shape == "tr-bert" else every
+        first = 0 if target < _FIRST_LAYERS / widths.layers else 1
+        every = tuple(range(first, widths.layers))
+        few = tuple(sorted({first, widths.layers // 2}))
+        self.layers = few if shape == "tr-bert" else every
         width = _HIDDEN if self.softmax else widths.hidden
         outputs = 2 if shape == "transkimmer" else 1
         hidden = [nn.Linear(widths.hidden, width) for _ in self.layers]
@@ -92,7 +99,8 @@ class Gates(Method):
 
     def macs(self, lengths: Tensor, left: Sequence[Tensor]) -> Tensor:
         total = self.widths.share_of_dense(lengths, left, before=True)
-        read = sum((left[layer - 1] for layer in self.layers), torch.zeros_like(left[0]))
+        entering = [lengths.to(left[0].dtype), *left]
+        read = sum((entering[layer] for layer in self.layers), torch.zeros_like(left[0]))
         return total + self._cost * read.sum() / self.widths.dense(lengths)
 
     def policy(self, factor: float = 1.0, **extra: Any) -> Policy:

@@ -136,7 +136,7 @@ def train_gate(
     """
 
     def make(parts: Parts) -> Gates:
-        return Gates(parts.widths, shape, parts.protect, parts.leaving)
+        return Gates(parts.widths, shape, parts.protect, parts.leaving, parts.target)
 
     return learn("gate", run, make, target, speedup, schedule, {"shape": shape})
 
