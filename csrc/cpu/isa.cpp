@@ -14,9 +14,9 @@
 namespace tokprune {
 namespace {
 
-constexpr std::array kLevels = {IsaLevel::kScalar,     IsaLevel::kAvx2,   IsaLevel::kAvxVnni,
-                                IsaLevel::kAvx512,     IsaLevel::kAvx512Vnni,
-                                IsaLevel::kAvx512Bf16, IsaLevel::kAmx};
+constexpr std::array kLevels = {IsaLevel::kScalar, IsaLevel::kAvx2,       IsaLevel::kAvxVnni,
+                                IsaLevel::kAvx512, IsaLevel::kAvx512Vnni, IsaLevel::kAvx512Bf16,
+                                IsaLevel::kAmx};
 
 struct Leaf {
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -120,7 +120,7 @@ const std::vector<IsaLevel>& supported_isa_levels() {
     for (IsaLevel level : kLevels) {
       if (supported(level)) found.push_back(level);
     }
-    // Intel's VDPBF16PS runs at half the rate of float32 multiply-adds: there only who asks gets it.
+    // Intel's VDPBF16PS runs at half the rate of float32 multiply-adds: no default there.
     const auto bf16 = std::ranges::find(found, IsaLevel::kAvx512Bf16);
     if (bf16 != found.end() && made_by_intel()) std::iter_swap(bf16 - 1, bf16);
     return found;

@@ -169,7 +169,7 @@ struct Head {
 
   template <class Body>
   void for_each_block(int64_t queries, const Body& body) const {
-    const int64_t block = terms ? kTileQueryBlock : kQueryBlock;
+    const int64_t block = terms && kernels.tiles ? kTileQueryBlock : kQueryBlock;
     for (int64_t q0 = 0; q0 < queries; q0 += block) body(q0, std::min(block, queries - q0));
   }
 

@@ -75,7 +75,7 @@ class AttentionScratch {
 
 struct AttentionArgs {
   AttentionShape shape;
-  Precision precision = Precision::kFp32;  // of both products, where the level has matrix tiles
+  Precision precision = Precision::kFp32;  // of both products, where they are rounded
   RelativeBias bias;
   const float* qkv = nullptr;  // [rows, 3 * part_stride]
   int64_t ld_qkv = 0;

@@ -12,9 +12,9 @@ namespace tokprune {
 // How many bfloat16 terms stand for a value in the products of attention; 0 = one float32.
 int attention_terms(const kernels::KernelTable& kernels, Precision precision);
 
-// C[m, n] = A[m, k] B[k, n] in float32 or, on matrix tiles, in bfloat16 terms. B, the keys or the
-// values, is packed once; A, the queries or their probabilities, comes in blocks of rows, which are
-// rounded one after the other and stay float32 where they lie.
+// C[m, n] = A[m, k] B[k, n] in float32 or, where the level has such products, in bfloat16 terms. B,
+// the keys or the values, is packed once; A, the queries or their probabilities, comes in blocks of
+// rows, which are rounded one after the other and stay float32 where they lie.
 struct HeadProduct {
   const kernels::KernelTable& kernels;
   int terms;

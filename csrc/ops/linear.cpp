@@ -83,7 +83,8 @@ struct Grid {
 
 // Rows in which a product computes at full speed.
 int64_t row_unit(const kernels::KernelTable& kernels, Precision precision) {
-  return kernels.tiles && precision != Precision::kFp32 ? 2 * kernels::kTileRows : kernels.gemm_rows;
+  return kernels.tiles && precision != Precision::kFp32 ? 2 * kernels::kTileRows
+                                                        : kernels.gemm_rows;
 }
 
 // Part `index` of `parts` of a range, in whole units.

@@ -130,7 +130,7 @@ struct NamedPrecision {
 inline std::vector<NamedPrecision> precisions_of(const kernels::KernelTable& kernels) {
   std::vector<NamedPrecision> list = {
       {"fp32", Precision::kFp32}, {"bf16", Precision::kBf16}, {"int8", Precision::kInt8}};
-  if (kernels.gemm_bf16) list.push_back({"bf16x3", Precision::kBf16x3});
+  if (kernels.tiles) list.push_back({"bf16x3", Precision::kBf16x3});
   return list;
 }
 
