@@ -16,7 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tokprune_rt.files import atomic_file
 from tokprune_rt.loader import describe_model
 from tokprune_rt.loading import load
 from tokprune_rt.train import (
+    SCHEDULES,
     Data,
     Evaluation,
     Run,
@@ -96,7 +97,10 @@ def train_all(
         if method == "dense":
             finetune(run(MODEL, folder), rate=chosen.rate)
         else:
-            LEARNED[method](run(out / "dense", folder), target=target)
+            schedule = SCHEDULES[method]
+            if chosen.copies is not None:
+                schedule = replace(schedule, copies=chosen.copies)
+            LEARNED[method](run(out / "dense", folder), target=target, schedule=schedule)
         if chosen.max_length is not None:
             set_length(folder, chosen.max_length)
         say(f"{name}, {method}: {time.perf_counter() - begin:.0f} s")

@@ -50,10 +50,11 @@ class Settings:
 
 def prefers_bf16(device: str) -> bool:
     """Whether products are faster in bfloat16 than in float32 there."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # The runtime's own choice says whether a CPU's bfloat16 products are of use.
-    return torch.device(device).type == "cpu" and _core.isa_levels()[-1] in ("avx512_bf16", "amx")
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    # The runtime's own default says whether a CPU's bfloat16 products are of use.
+    return kind == "cpu" and _core.isa_levels()[-1] in ("avx512_bf16", "amx")
 
 
 @dataclass
