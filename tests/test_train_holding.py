@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tokprune_rt import _core
 from tokprune_rt.train import Settings
-from tokprune_rt.train.budget import Widths, factor_for
+from tokprune_rt.train.budget import Widths, factor_near
 from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.holding import Held
 from tokprune_rt.train.masked import attention_context
+from tokprune_rt.train.tasks import TextTask
 
 
 def test_the_factor_follows_the_weights_at_equal_intervals() -> None:
@@ -51,15 +53,24 @@ def test_a_checkpoint_brings_the_factor_back() -> None:
     assert after.chooser() == 4.4
 
 
-def test_a_factor_is_looked_for_near_the_last_one() -> None:
+@pytest.mark.parametrize("target", [0.42, 0.48, 0.5, 0.55])
+def test_a_factor_is_looked_for_near_the_last_one(target: float) -> None:
+    """A smooth curve is met in a few evaluations; of steps, the nearest one tried is taken."""
     asked: list[float] = []
 
     def macs(factor: float) -> float:
         asked.append(factor)
         return 1 / (1 + factor)
 
-    assert factor_for(0.48, macs, near=1.0) == pytest.approx(0.52 / 0.48, rel=5e-3)
-    assert asked[0] == 1.0 and all(1 / 1.5 <= factor <= 1.5 for factor in asked)
+    found = factor_near(target, macs, 1.0)
+    assert macs(found) == pytest.approx(target, abs=1e-3)
+    assert asked[0] == 1.0 and len(asked) <= 5
+
+    def steps(factor: float) -> float:
+        return 0.6 if factor < 1.1 else 0.4
+
+    assert steps(factor_near(target, steps, 1.0)) == (0.6 if target > 0.5 else 0.4) or target == 0.5
+    assert factor_near(0.1, macs, 1.0) == pytest.approx(math.exp(0.4))
 
 
 @pytest.mark.parametrize(
@@ -105,3 +116,11 @@ def test_gates_stand_before_the_first_layer_where_the_budget_is_less() -> None:
     assert Gates(widths, "transkimmer", target=0.25).layers == (1, 2, 3, 4, 5)
     assert Gates(widths, "transkimmer", target=0.2).layers == (0, 1, 2, 3, 4, 5)
     assert Gates(widths, "tr-bert", target=0.2).layers == (0, 3)
+
+
+def test_a_model_that_tells_nothing_apart_is_remarked() -> None:
+    task = TextTask(("bad", "good"), "f1")
+    same = [np.array([0.1, 0.2], np.float32)] * 3
+    assert "every text gets the label 'good'" in str(task.remark(same))
+    assert task.remark([*same, np.array([0.2, 0.1], np.float32)]) is None
+    assert TextTask((), "spearman").remark([np.zeros(1, np.float32)] * 3) is None

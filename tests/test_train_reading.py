@@ -255,7 +255,7 @@ def test_reading_tables(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("t.tsv", "sentence\tlabel\na\t0\n", r"t\.tsv:2: no column 'text'; found: 'sentence', "),
-        ("t.tsv", "text\tlabel\na\n", r"t\.tsv:2: no column 'label'; found: 'text'"),
+        ("t.tsv", "text\tlabel\na\n", r"t\.tsv:2: 1 columns, the header has 2"),
         ("t.csv", "text,label\n", r"t\.csv: no rows"),
         ("t.jsonl", "{\n", r"t\.jsonl, line 1: not valid JSON"),
         ("t.jsonl", "[1]\n", r"t\.jsonl, line 1: found list, not a JSON object"),

@@ -49,7 +49,9 @@ def table_records(lines: Iterable[str], label: str, kind: str) -> Iterator[tuple
                 raise ValueError(f"{label}, line {reader.line_num}: more cells than the header has")
             yield reader.line_num, row
     except csv.Error as error:
-        raise ValueError(f"{label}, line {reader.line_num}: {error}") from error
+        hint = "; where quotes are part of the text, as in GLUE's files, make it a .jsonl or .csv"
+        hint = hint if kind == "tsv" else ""
+        raise ValueError(f"{label}, line {reader.line_num}: {error}{hint}") from error
 
 
 def text_of(record: Record, field: str, where: str, *, header: bool = False) -> str:

@@ -137,6 +137,7 @@ def model_facts(model: Model, profile: str | None) -> dict[str, Any]:
         "vocabulary": config.vocab_size,
         "positions": config.max_positions,
         "max_tokens": model.max_seq_length,
+        "precision": model.precision,
         "weight_bytes": model.weight_bytes,
         "dimension": model.dimension,
         "pooling": pooling,

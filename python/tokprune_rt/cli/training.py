@@ -36,7 +36,7 @@ from tokprune_rt.cli.training_options import (
 )
 
 if TYPE_CHECKING:
-    from tokprune_rt.train import Result, Run
+    from tokprune_rt.train import Result, Run, Settings
 
 
 def _run(
@@ -55,7 +55,8 @@ def _run(
     from tokprune_rt.train import Columns, Run, Settings, read_examples
 
     text, pair, label = columns
-    chosen = Columns(text, label, pair)
+    chosen, made = Columns(text, label, pair), Settings(**settings)
+    say_bf16(made)
     return Run(
         source,
         target,
@@ -64,9 +65,15 @@ def _run(
         regression,
         metric,
         max_length,
-        Settings(**settings),
+        made,
         say,
     )
+
+
+def say_bf16(settings: Settings) -> None:
+    """Whether products are rounded, which nobody may have asked for."""
+    if settings.bf16:
+        say("products in bfloat16 (--fp32: in float32)")
 
 
 def prepare(device: str, threads: int | None) -> None:
@@ -115,8 +122,10 @@ def resumable(target: Path) -> Iterator[None]:
         yield
     except OtherRunError as error:
 
-        def call(name: str) -> str:
-            return _CALLED.get(name, "--" + name.replace("_", "-"))
+        def call(name: str, value: Any) -> str:
+            if name == "bf16":
+                return "--bf16" if value else "--fp32"
+            return f"{_CALLED.get(name, '--' + name.replace('_', '-'))} {value!r}"
 
         raise ValueError(error.told(call)) from error
     except KeyboardInterrupt:

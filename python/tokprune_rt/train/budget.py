@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 # Of the penalty on the square of what exceeds the target, and of the linear multiplier's growth.
 _SQUARE, _GROWTH = 50.0, 0.5
+# How far from the target a factor's work may be.
+_NEAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,34 @@ class Budget(nn.Module):
         self._excess = []
 
 
-def factor_for(target: float, macs: Callable[[float], float], near: float | None = None) -> float:
+def factor_for(target: float, macs: Callable[[float], float]) -> float:
     """The factor of thresholds at which ``macs(factor)``, which falls with it, is nearest to
-    ``target``; between 1/16 and 16, or not far from the one it is ``near``. Work comes in steps, so
-    that it may remain a little off."""
-    low, high = (1 / 16, 16.0) if near is None else (near / 1.5, near * 1.5)
+    ``target``; between 1/16 and 16. Work comes in steps, so that it may remain a little off."""
+    low, high = 1 / 16, 16.0
     tried: list[tuple[float, float]] = []
     for _ in range(9):
         middle = (low * high) ** 0.5
         found = macs(middle)
         tried.append((abs(found - target), middle))
-        if tried[-1][0] < 1e-3:
+        if tried[-1][0] < _NEAR:
             break
         low, high = (middle, high) if found > target else (low, middle)
     return min(tried)[1]
+
+
+def factor_near(target: float, macs: Callable[[float], float], near: float) -> float:
+    """The same beginning at a factor that was right a while ago, which mostly takes three
+    evaluations instead of nine; at most half as much again."""
+    at, low, high = math.log(near), math.log(near) - 0.4, math.log(near) + 0.4
+    slope = -0.5  # a first guess of how work falls with the logarithm
+    tried: list[tuple[float, float]] = []
+    while len(tried) < 5:
+        excess = macs(math.exp(at)) - target
+        if tried:
+            slope = min(-0.05, (excess - tried[-1][1]) / (at - tried[-1][0]))
+        tried.append((at, excess))
+        then = min(high, max(low, at + min(0.2, max(-0.2, -excess / slope))))
+        if abs(excess) < _NEAR or then == at:
+            break
+        at = then
+    return math.exp(min(tried, key=lambda point: abs(point[1]))[0])

@@ -76,6 +76,10 @@ class TowardsDense:
         apart = ((run.notes["state"] - wanted).square().sum(dim=-1) * weight).sum()
         return loss + self.rows * apart / (wanted.square().sum(dim=-1) * weight).sum()
 
+    def remark(self, vectors: Sequence[Floats]) -> str | None:
+        """See `Task`."""
+        return None
+
     def score(self, vectors: Sequence[Floats], data: Encoded) -> float:
         """Mean cosine to the dense vectors, in points."""
         found = functional.normalize(torch.from_numpy(np.stack(vectors)), dim=-1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokprune_rt.loader import describe_model, resolve
 from tokprune_rt.train.altering import altered
-from tokprune_rt.train.budget import Budget, Widths, factor_for
+from tokprune_rt.train.budget import Budget, Widths, factor_for, factor_near
 from tokprune_rt.train.data import Encoded, Examples, tokenizer_of
 from tokprune_rt.train.folders import (
     finetuned_model,
@@ -73,6 +73,8 @@ SCHEDULES = {
 # Examples whose work decides where a method begins and its final thresholds, and how often these
 # are fitted in an epoch of the second stage.
 _SAMPLE, _FITS_OF_AN_EPOCH = 512, 2
+# Work above the target, of the dense model's, that is worth a word.
+_FAR = 0.1
 
 
 @dataclass(frozen=True)
@@ -170,14 +172,20 @@ def learn(
         return training.macs(chooser(factor), sample, method.macs, executor)
 
     factor = factor_for(target, macs)
+    learned, adjusted = macs(1.0), macs(factor)
     run.say(
-        f"multiply-adds: {macs(1.0):.1%} of dense as learned, {macs(factor):.1%} adjusted, asked "
-        f"for {target:.1%}"
+        f"multiply-adds: {learned:.1%} of dense as learned, {adjusted:.1%} adjusted, asked for "
+        f"{target:.1%}"
     )
+    if learned > target + _FAR:
+        run.say(
+            "the decisions have not learned this budget, the adjustment takes what else it finds: "
+            "more epochs, more texts or a higher rate of the method would choose better"
+        )
     # What the weights learn moves scores.
     held = Held(
         factor,
-        lambda near: factor_for(target, macs, near),
+        partial(factor_near, target, macs),
         chooser,
         model,
         _FITS_OF_AN_EPOCH * schedule.hard_epochs,

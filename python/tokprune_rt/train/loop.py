@@ -46,17 +46,20 @@ class Goal(Protocol):
     def score(self, logits: Sequence[Floats], data: Encoded) -> float:
         """See `tasks.Task`."""
 
+    def remark(self, logits: Sequence[Floats]) -> str | None:
+        """See `tasks.Task`."""
+
 
 class OtherRunError(ValueError):
     """The checkpoint at ``path`` is of a run with other settings, ``before`` by name."""
 
     def __init__(self, path: Path, before: Mapping[str, Any]) -> None:
         self.path, self.before = path, before
-        super().__init__(self.told(lambda name: name))
+        super().__init__(self.told(lambda name, value: f"{name} {value!r}"))
 
-    def told(self, call: Callable[[str], str]) -> str:
-        """The message, with settings called as the user knows them."""
-        differences = ", ".join(f"{call(name)} {value!r}" for name, value in self.before.items())
+    def told(self, call: Callable[[str, Any], str]) -> str:
+        """The message; ``call`` says a setting and its value as the user knows them."""
+        differences = ", ".join(call(name, value) for name, value in self.before.items())
         return (
             f"{self.path} is of a run with {differences}; run with the same to go on, or delete "
             f"{self.path.parent} to begin anew"
@@ -176,6 +179,9 @@ class Training:
         """The task's score in points, and the share of the tokens left after each layer."""
         chosen = self.dev if data is None else data
         logits, kept = self.predict(chooser, chosen, encoder)
+        note = self.task.remark(logits)
+        if note is not None:
+            self.say(note)
         tokens = sum(len(item) for item in chosen.tokens)
         shares = [float(count) / tokens for count in kept.sum(dim=0)]
         return self.task.score(logits, chosen), shares

@@ -144,6 +144,10 @@ def _rows(path: Path, columns: Columns) -> Iterator[tuple[str, Row]]:
             elif header is None:
                 header = [name.strip().lstrip("\ufeff") for name in row]
             else:
+                if any(name in header[len(row) :] for name in columns.names):
+                    raise ValueError(
+                        f"{path}:{number}: {len(row)} columns, the header has {len(header)}"
+                    )
                 yield f"{path}:{number}", dict(zip(header, row, strict=False))
 
 

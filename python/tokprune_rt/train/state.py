@@ -59,7 +59,7 @@ class Telling:
         self._say(
             f"{self._stage}, epoch {state.epoch + 1} of {self._epochs}: step {state.step} of "
             f"{steps}, loss {state.mean_loss():.4f}, about "
-            f"{each * (self._total - state.taken) / 60:.0f} min left in this stage"
+            f"{max(1, round(each * (self._total - state.taken) / 60))} min left in this stage"
         )
 
 

@@ -108,6 +108,10 @@ class Task(ABC):
     def score(self, logits: Sequence[Floats], data: Encoded) -> float:
         """The metric, in points; ``logits``, one array a sequence, as the runtime gives them."""
 
+    def remark(self, logits: Sequence[Floats]) -> str | None:
+        """What a score may hide, if there is anything."""
+        return None
+
     def _expected(self, data: Data, form: type[Form]) -> Form:
         """``data``, if it is of this form; ValueError says what it is."""
         if not isinstance(data, form):
@@ -178,6 +182,15 @@ class TextTask(Task):
         found = rows[:, 0] if self.is_regression else rows.argmax(axis=1)
         return 100 * METRICS[self.metric](
             np.asarray(found, np.float64), data.targets.numpy().astype(np.float64)
+        )
+
+    def remark(self, logits: Sequence[Floats]) -> str | None:
+        classes = {int(row.argmax()) for row in logits} if self.labels else set()
+        if len(classes) != 1 or len(logits) < 2:
+            return None
+        return (
+            f"every text gets the label {self.labels[classes.pop()]!r}: the model tells nothing "
+            "apart yet; more epochs, more texts or another --rate may help"
         )
 
 
