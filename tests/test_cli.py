@@ -236,6 +236,9 @@ def test_info_of_machine_and_model() -> None:
     assert max(map(len, text.splitlines())) <= 80
     facts = json.loads(run("info", MINILM, "--preset", "lat", "--json").stdout)
     assert (facts["layers"], facts["max_tokens"], facts["dimension"]) == (6, 256, 384)
+    assert facts["precision"] in ("fp32", "bf16x3")
+    assert json.loads(run("info", "--isa", "scalar", "--json").stdout)["isa"] == "scalar"
+    assert "isa 'sse9' is not" in run("info", "--isa", "sse9", code=2).stderr
     model = tokprune_rt.load(MINILM, policy=preset("lat", layers=6))
     assert facts["policy_hash"] == model.policy_hash and facts["profiles"] == ["off", "fast"]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tokprune_rt import _core
-from tokprune_rt.train import Settings
+from tokprune_rt import _core, load
+from tokprune_rt.train import Examples, Settings, evaluate
 from tokprune_rt.train.budget import Widths, factor_near
 from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.holding import Held
@@ -124,3 +125,10 @@ def test_a_model_that_tells_nothing_apart_is_remarked() -> None:
     assert "every text gets the label 'good'" in str(task.remark(same))
     assert task.remark([*same, np.array([0.2, 0.1], np.float32)]) is None
     assert TextTask((), "spearman").remark([np.zeros(1, np.float32)] * 3) is None
+
+
+def test_an_evaluation_says_it_too(tiny: Any) -> None:
+    folder = tiny("bert", "sequence-classification")
+    labels = load(folder).labels
+    found = evaluate(folder, Examples(["a dog", "a dog"], [labels[0]] * 2), rounds=1)
+    assert found.note is not None and "every text gets the label" in found.note

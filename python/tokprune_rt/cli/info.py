@@ -56,13 +56,20 @@ def info(
       tokprune info
       tokprune info all-MiniLM-L6-v2 --preset top-p --set p=0.9
     """
+    from tokprune_rt import _core
+
     if model is None:
         if policy or preset or settings or profile:
             raise ValueError("a policy is shown together with a model; give a MODEL")
-        facts = machine_facts()
+        if isa:
+            _core.resolve_precision("auto", isa)  # raises ValueError for one that is not there
+        facts = machine_facts() | ({"isa": isa} if isa else {})
         forced = os.environ.get(_ISA_VARIABLE)
         if forced and forced not in facts["isa_levels"]:
-            note_line(f"{_ISA_VARIABLE} is {forced!r}, which this machine does not have")
+            note_line(
+                f"{_ISA_VARIABLE} is {forced!r}, which is no level of this machine: no model will "
+                "load"
+            )
     else:
         loaded = load_model(
             model,

@@ -57,7 +57,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows, and what they were measured on; ``note``: what to know about the data."""
+    """All rows, and what they were measured on; ``note``: what to know about the data, or of the
+    dense model's answers."""
 
     folder: str
     metric: str
@@ -105,6 +106,7 @@ def evaluate(
     tokens = encoded.tokens
     asked = [] if model.policy is None else [None, *model.policy.profiles]
     rows: list[Row] = []
+    remark: str | None = None
     for number, precision in enumerate(precisions):
         if number:
             model = load(folder, policy, precision=precision, threads=threads)
@@ -125,8 +127,10 @@ def evaluate(
                     found.lost,
                 )
             )
+        remark = remark or task.remark(timed[0][0].logits)
     total = sum(len(item) for item in tokens)
-    return Evaluation(str(folder), task.metric, len(data), total, padded_to, rows, encoded.note)
+    note = "; ".join(filter(None, (encoded.note, remark))) or None
+    return Evaluation(str(folder), task.metric, len(data), total, padded_to, rows, note)
 
 
 def _timed(

@@ -267,7 +267,8 @@ def check_labels(found: Iterable[str], places: Sequence[str], known: Sequence[st
             unknown[label] = f" ({places[index]})" if places else ""
     if unknown:
         listed = ", ".join(f"{label!r}{where}" for label, where in sorted(unknown.items())[:5])
-        raise ValueError(f"unknown labels {listed}; known: {', '.join(map(repr, known))}")
+        expected = ", ".join(map(repr, known))
+        raise ValueError(f"unknown labels {listed}; known: {expected}; is it the right column?")
 
 
 def text_task(labels: Sequence[str], regression: bool, metric: str | None) -> TextTask:
