@@ -337,12 +337,10 @@ def test_a_run_that_could_not_write_goes_on(
         train_ltp(run_of(dense, out, train=other), **LTP)
     lines: list[str] = []
     train_ltp(run_of(dense, out, say=lines.append), **LTP)
-    assert [line.split(":")[0] for line in lines][:-1] == [
-        "dense",
-        "ltp-soft",
-        "multiply-adds",
-        "ltp-hard",
-    ]
+    told = [line.split(":")[0] for line in lines]
+    stages = ["dense", "ltp-soft", "multiply-adds", "ltp-hard"]
+    assert [name for name in told if name in stages] == stages
+    assert not any("epoch" in name for name in told)
     for name in ("model.safetensors", "token_policy.json"):
         assert (out / name).read_bytes() == (pruned / name).read_bytes()
 

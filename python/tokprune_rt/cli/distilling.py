@@ -16,7 +16,7 @@ from tokprune_rt.cli.options import (
     ThreadsOption,
     policy_source,
 )
-from tokprune_rt.cli.training import prepare, resumable, say, say_bf16
+from tokprune_rt.cli.training import prepare, resumable, say
 from tokprune_rt.cli.training_options import (
     BatchOption,
     Bf16Option,
@@ -120,8 +120,6 @@ def distil(
     def read(path: Path) -> list[str]:
         return [row.text for row in Source(path, column, ()).rows()]
 
-    made = Settings(batch_size=batch_size, seed=seed, patience=patience, bf16=bf16, device=device)
-    say_bf16(made)
     run = DistilRun(
         source,
         target,
@@ -133,7 +131,7 @@ def distil(
         if profiles is None
         else [name.strip() for name in profiles.split(",") if name.strip()],
         max_length,
-        made,
+        Settings(batch_size=batch_size, seed=seed, patience=patience, bf16=bf16, device=device),
         say,
     )
     schedule = DistilSchedule(epochs=epochs, steps=steps, rate=rate, dense=dense_share)

@@ -36,7 +36,7 @@ from tokprune_rt.cli.training_options import (
 )
 
 if TYPE_CHECKING:
-    from tokprune_rt.train import Result, Run, Settings
+    from tokprune_rt.train import Result, Run
 
 
 def _run(
@@ -55,8 +55,7 @@ def _run(
     from tokprune_rt.train import Columns, Run, Settings, read_examples
 
     text, pair, label = columns
-    chosen, made = Columns(text, label, pair), Settings(**settings)
-    say_bf16(made)
+    chosen = Columns(text, label, pair)
     return Run(
         source,
         target,
@@ -65,15 +64,9 @@ def _run(
         regression,
         metric,
         max_length,
-        made,
+        Settings(**settings),
         say,
     )
-
-
-def say_bf16(settings: Settings) -> None:
-    """Whether products are rounded, which nobody may have asked for."""
-    if settings.bf16:
-        say("products in bfloat16 (--fp32: in float32)")
 
 
 def prepare(device: str, threads: int | None) -> None:

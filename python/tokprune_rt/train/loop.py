@@ -110,6 +110,8 @@ class Training:
         self._learning, self._lengths = train, lengths_of(train)
         self._facts = {**decisive, **recipe, "examples": [len(train), len(dev)]}
         self._check_same_run()
+        if settings.bf16:  # which nobody may have asked for
+            say("the steps' products are in bfloat16")
         torch.manual_seed(settings.seed)
 
     def beside_checkpoint(self, name: str) -> Path:
