@@ -28,8 +28,9 @@ class Settings:
         clip: largest norm of the weights' gradient, and of the method's own.
         patience: epochs without a better dev score after which a stage ends; 0: never.
         save_seconds: time between checkpoints.
-        bf16: compute the steps' products in bfloat16; decisions and evaluations stay float32.
-            None becomes whether the device is faster that way.
+        bf16: compute the steps' products in bfloat16, whose states the steps' decisions are then
+            taken from; weights and evaluations stay float32. None becomes whether the device is
+            faster that way.
         device: of the training.
     """
 
