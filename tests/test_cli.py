@@ -228,7 +228,7 @@ def test_predict_entities_and_answers(tiny: BuildModel, tmp_path: Path) -> None:
 # info, export
 
 
-def test_info_of_machine_and_model() -> None:
+def test_info_of_machine_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = json.loads(run("info", "--json").stdout)
     assert facts["version"] == tokprune_rt.__version__ and facts["isa"] in facts["isa_levels"]
     text = run("info", MINILM, "--preset", "lat", "--profile", "fast").stdout
@@ -238,6 +238,9 @@ def test_info_of_machine_and_model() -> None:
     assert (facts["layers"], facts["max_tokens"], facts["dimension"]) == (6, 256, 384)
     assert facts["precision"] in ("fp32", "bf16x3")
     assert json.loads(run("info", "--isa", "scalar", "--json").stdout)["isa"] == "scalar"
+    monkeypatch.setenv("TOKPRUNE_ISA", "sse9")
+    assert "TOKPRUNE_ISA is 'sse9', which is no level of this machine" in run("info").stderr
+    monkeypatch.delenv("TOKPRUNE_ISA")
     assert "isa 'sse9' is not" in run("info", "--isa", "sse9", code=2).stderr
     model = tokprune_rt.load(MINILM, policy=preset("lat", layers=6))
     assert facts["policy_hash"] == model.policy_hash and facts["profiles"] == ["off", "fast"]

@@ -15,6 +15,7 @@ from test_train import DEV, TRAIN
 import tokprune_rt
 from tokprune_rt.train import loop
 from tokprune_rt.train.runs import checkpoints_of
+from tokprune_rt.train.stage import prefers_bf16
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,9 @@ def test_an_interruption_says_how_to_go_on(
     monkeypatch.setattr(loop.Training, "run_stage", full)
     bad = run(*command, "--target-macs", "0.3", "--method-rate", "0.1", code=2).stderr
     assert "is of a run with --target-macs 0.5, --method-rate 0.05; run with the same" in bad
+    mine, other = ("--bf16", "--fp32") if prefers_bf16("cpu") else ("--fp32", "--bf16")
+    bad = run(*command, other, code=2).stderr
+    assert f"is of a run with {mine}; run with the same" in bad
     run(*command)
     assert not checkpoints_of(out).exists()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 from tokprune_rt import _core
 
 
@@ -27,6 +29,20 @@ def test_every_level_has_a_register_tile() -> None:
     levels = _core.isa_levels()
     assert levels[0] == "scalar"
     assert all(_core.kernels.gemm_rows(level) >= 1 for level in levels)
+
+
+def test_bf16_products_are_the_default_where_they_are_fast() -> None:
+    """Intel's without tiles are slower than float32, so there VNNI alone is preferred."""
+    levels = _core.isa_levels()
+    if "avx512_bf16" not in levels:
+        pytest.skip("no AVX512-BF16 here")
+    facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    vnni, bf16 = levels.index("avx512_vnni"), levels.index("avx512_bf16")
+    assert (bf16 < vnni) == ("GenuineIntel" in facts)
+    assert {vnni, bf16} == {
+        len(levels) - 2 - ("amx" in levels),
+        len(levels) - 1 - ("amx" in levels),
+    }
 
 
 def test_levels_with_matrix_tiles_and_bfloat16_products() -> None:

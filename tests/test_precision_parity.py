@@ -101,6 +101,22 @@ def test_bf16_policies(
     assert check(bf16_encoder, model, some_ids, plan, tolerance) < 1
 
 
+def test_bf16_rounds_what_its_level_says(
+    minilm_folder: Any, torch_model: Any, some_ids: list[list[int]]
+) -> None:
+    """One layer is far nearer to its own arithmetic than to any other: weights alone, or both sides
+    of all products, those of attention included."""
+    encoder, model = shallow(minilm_folder, "bf16", 1), Truncated(torch_model, 1)
+    rows = sorted(some_ids, key=len)[:8]
+    states = forward(encoder, rows, None)["hidden"]
+    apart = {}
+    for arithmetic in ("fp32", "bf16-weights", "bf16-linear", "bf16"):
+        exact = run(model, rows, None, dtype=torch.float32, precision=arithmetic).hidden
+        apart[arithmetic] = float(np.abs(np.concatenate(exact) - states).mean())
+    own = apart.pop("bf16" if rounds_rows(encoder.isa) else "bf16-weights")
+    assert own < 0.25 * min(apart.values())
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_int8_policies(
     int8_encoder: Any, torch_model: Any, some_ids: list[list[int]], name: str

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from test_train import run_of
+from torch import Tensor, nn
 
 from tokprune_rt import _core, load
-from tokprune_rt.train import Examples, Settings, evaluate
+from tokprune_rt.train import (
+    Examples,
+    Schedule,
+    Settings,
+    evaluate,
+    finetune,
+    learning,
+    train_ltp,
+)
 from tokprune_rt.train.budget import Widths, factor_near
 from tokprune_rt.train.gates import Gates
 from tokprune_rt.train.holding import Held
@@ -70,8 +80,55 @@ def test_a_factor_is_looked_for_near_the_last_one(target: float) -> None:
     def steps(factor: float) -> float:
         return 0.6 if factor < 1.1 else 0.4
 
-    assert steps(factor_near(target, steps, 1.0)) == (0.6 if target > 0.5 else 0.4) or target == 0.5
+    if target != 0.5:
+        assert steps(factor_near(target, steps, 1.0)) == (0.6 if target > 0.5 else 0.4)
     assert factor_near(0.1, macs, 1.0) == pytest.approx(math.exp(0.4))
+
+
+def test_the_second_stage_follows_its_budget(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two fits an epoch, each from the one before; and decisions that did not learn are said."""
+    finetune(run_of(tiny("bert"), tmp_path / "dense"), epochs=1, rate=3e-3)
+    fits: list[float] = []
+
+    def fit(_: float, __: Any, near: float) -> float:
+        fits.append(near)
+        return near * 1.25
+
+    monkeypatch.setattr(learning, "factor_near", fit)
+    lines: list[str] = []
+    run = run_of(tmp_path / "dense", tmp_path / "out", say=lines.append)
+    idle = Schedule(epochs=1, hard_epochs=2, rate=1e-3, method_rate=1e-9, copies=0)
+    train_ltp(run, target=0.4, schedule=idle)
+    assert len(fits) == 4
+    assert fits == pytest.approx([fits[0] * 1.25**i for i in range(4)])
+    assert any("have not learned this budget" in line for line in lines)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_says_what_it_computes_in_and_what_a_score_may_hide(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    monkeypatch.setattr(TextTask, "remark", lambda *_: "noted")
+    lines: list[str] = []
+    settings = Settings(batch_size=16, bf16=bf16)
+    run = run_of(tiny("bert"), tmp_path / "out", say=lines.append, settings=settings)
+    seen: set[bool] = set()
+    monkeypatch.setattr(TextTask, "loss", _watching(TextTask.loss, seen))
+    finetune(run, epochs=1)
+    assert ("the steps' products are in bfloat16" in lines) is bf16 and "noted" in lines
+    assert seen == {bf16}
+
+
+def _watching(loss: Any, seen: set[bool]) -> Any:
+    """``loss``, noting whether products are rounded around it."""
+
+    def watched(*args: Any) -> Any:
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return loss(*args)
+
+    return watched
 
 
 @pytest.mark.parametrize(
@@ -92,7 +149,9 @@ def test_bf16_is_the_default_where_it_is_faster(
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_attention_in_bfloat16_is_the_fused_one(biased: bool) -> None:
+def test_attention_in_bfloat16_is_the_fused_one(
+    monkeypatch: pytest.MonkeyPatch, biased: bool
+) -> None:
     """Values and gradients, as close as bfloat16 is; keys that are not alive give nothing."""
     torch.manual_seed(0)
     heads = [torch.randn(2, 3, 9, 8) for _ in range(3)]
@@ -101,6 +160,13 @@ def test_attention_in_bfloat16_is_the_fused_one(biased: bool) -> None:
     if biased:
         alive[1, 5:] = False
         bias = torch.randn(2, 3, 9, 9).masked_fill(~alive[:, None, None, :], -math.inf)
+    fused, kinds = nn.functional.scaled_dot_product_attention, []
+
+    def noting(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        kinds.append(query.dtype)
+        return fused(query, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", noting)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [part.detach().to(dtype, copy=True).requires_grad_() for part in heads]
@@ -110,6 +176,7 @@ def test_attention_in_bfloat16_is_the_fused_one(biased: bool) -> None:
     for exact, narrow in zip(*found, strict=True):
         assert float((exact - narrow).norm()) < 0.02 * float(exact.norm())
     assert bool((found[1][3].transpose(1, 2)[~alive] == 0).all())
+    assert kinds == [torch.float32]  # in bfloat16 its gradient is several times slower
 
 
 def test_gates_stand_before_the_first_layer_where_the_budget_is_less() -> None:

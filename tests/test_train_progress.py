@@ -17,6 +17,10 @@ def test_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(1, 11):
         clock[0] += 6.0
         telling.step(Progress(epoch=1, step=step, taken=10 + step, losses=[0.5]), 100)
+    telling.step(Progress(epoch=2, step=99, taken=299, losses=[0.5]), 100)
+    clock[0] += 60.0
+    telling.step(Progress(epoch=2, step=99, taken=299, losses=[0.5]), 100)
+    assert "about 1 min left" in lines.pop()
     assert lines == [
         f"ltp-soft, epoch 2 of 3: step {step} of 100, loss 0.5000, about {left} min left in this "
         "stage"

@@ -61,10 +61,11 @@ class Int8Linear(Linear):
 
 
 def product(weight: Tensor, bias: Tensor, precision: str, dtype: torch.dtype) -> Linear:
-    """A linear layer in `precision`: fp32 (whatever dtype is), bf16-weights, bf16 or int8."""
+    """A linear layer in `precision`: fp32 (whatever dtype is), bf16-weights, bf16-linear, bf16 or
+    int8. The last but one rounds attention as well, which is not of this file."""
     if precision == "fp32":
         return Linear(weight.to(dtype), bias.to(dtype))
-    if precision in ("bf16-weights", "bf16"):
+    if precision in ("bf16-weights", "bf16-linear", "bf16"):
         kind = Linear if precision == "bf16-weights" else Bf16Linear
         return kind(weight.bfloat16().to(dtype), bias.to(dtype))
     if precision == "int8":
