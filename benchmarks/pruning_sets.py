@@ -33,19 +33,6 @@ def sick(name: str) -> Reader:
     return read
 
 
-def longest(reader: Reader, count: int) -> Reader:
-    """The examples with the most words: of SST-2, sentences and long phrases, as it tests on."""
-
-    def read(folder: Path) -> Examples:
-        found = reader(folder)
-        assert isinstance(found, Examples)
-        words = np.array([len(str(text).split()) for text in found.texts])
-        places = np.sort(np.argsort(-words, kind="stable")[:count]).tolist()
-        return Examples([found.texts[i] for i in places], [found.labels[i] for i in places])
-
-    return read
-
-
 def trec(name: str) -> Reader:
     def read(folder: Path) -> Examples:
         found = trec_questions(folder, name)
@@ -88,7 +75,8 @@ class Set:
     ``learned_at``: tokens to which texts are cut while anything learns, which is cheaper; ranks and
     mean scores are relative. ``rate``: of the dense model's fine-tuning. ``copies``: see
     `Schedule`; None: as many as the method's. ``most``: examples to learn from, ``reported``: to
-    report on, drawn at random; 0: all.
+    report on, drawn at random; 0: all. ``longest``: learn to prune from so many examples, the ones
+    with the most words, a tenth of them to choose by; 0: from all that the dense model learned from.
     """
 
     train: Reader
@@ -101,6 +89,7 @@ class Set:
     rate: float = 5e-5
     copies: int | None = None
     most: int = 0
+    longest: int = 0
     reported: int = 0
 
 
@@ -130,9 +119,10 @@ SETS = {
         regression=True,
     ),
     "sst-2": Set(
-        longest(_glue("SST-2", "train", "sentence"), 16_000),
+        _glue("SST-2", "train", "sentence"),
         _glue("SST-2", "dev", "sentence"),
         64,
+        longest=16_000,
     ),
     "sick": Set(sick("SICK_train.txt"), sick("SICK_test_annotated.txt"), 64, regression=True),
     "trec": Set(trec("train"), trec("test"), 64),
@@ -183,3 +173,10 @@ def split(data: Data, most: int, seed: int) -> tuple[Data, Data]:
         order = order[:most]
     held = len(order) // 10
     return part(data, order[held:]), part(data, order[:held])
+
+
+def longest(data: Data, count: int) -> Data:
+    """The examples with the most words: of SST-2, sentences and long phrases, as it tests on."""
+    assert isinstance(data, Examples)
+    words = np.array([len(str(text).split()) for text in data.texts])
+    return part(data, np.sort(np.argsort(-words, kind="stable")[:count]).tolist())

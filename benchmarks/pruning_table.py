@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from pruning_parity import Parity, parity
-from pruning_sets import SETS, part, reported, split
+from pruning_sets import SETS, longest, part, reported, split
 
 from tokprune_rt.files import atomic_file
 from tokprune_rt.loader import describe_model
@@ -97,6 +97,10 @@ def train_all(
         if method == "dense":
             finetune(run(MODEL, folder), rate=chosen.rate)
         else:
+            if chosen.longest:
+                held_out = chosen.longest // 10
+                train = longest(train, chosen.longest - held_out)
+                held = longest(held, held_out)
             schedule = SCHEDULES[method]
             if chosen.copies is not None:
                 schedule = replace(schedule, copies=chosen.copies)
