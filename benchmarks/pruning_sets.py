@@ -75,8 +75,8 @@ class Set:
     ``learned_at``: tokens to which texts are cut while anything learns, which is cheaper; ranks and
     mean scores are relative. ``rate``: of the dense model's fine-tuning. ``copies``: see
     `Schedule`; None: as many as the method's. ``most``: examples to learn from, ``reported``: to
-    report on, drawn at random; 0: all. ``longest``: learn to prune from so many examples, the ones
-    with the most words, a tenth of them to choose by; 0: from all that the dense model learned from.
+    report on, drawn at random; 0: all. ``longest``: learn to prune from so many examples, those of
+    the most words, a tenth of them to choose by; 0: from all that the dense model learned from.
     """
 
     train: Reader

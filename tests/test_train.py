@@ -373,6 +373,9 @@ def test_models_and_labels_that_do_not_fit(tiny: Any, dense: Path, tmp_path: Pat
         finetune(run_of(tiny("bert"), out, metric="bleu"))
     with pytest.raises(ValueError, match="needs 2 labels or more"):
         finetune(run_of(tiny("bert"), out, train=Examples(["a"], ["x"])))
+    names = [f"{number:03}" for number in range(64)]
+    with pytest.raises(ValueError, match=r"64 different labels in 64 examples, as '000'"):
+        finetune(run_of(tiny("bert"), out, train=Examples(names, names)))
     with pytest.raises(FileExistsError, match="is not an empty folder"):
         finetune(run_of(tiny("bert"), dense))
     with pytest.raises(ValueError, match=r"the loss became nan.*try a learning rate below"):

@@ -39,19 +39,21 @@ def json_records(lines: Iterable[str], label: str) -> Iterator[tuple[int, Record
 def table_records(lines: Iterable[str], label: str, kind: str) -> Iterator[tuple[int, Record]]:
     """Last line and cells by column of every row of a ``"csv"`` or ``"tsv"`` with a header.
 
-    ``lines`` keep their ends. Raises ValueError naming ``label`` and the line for a bad row.
+    Quotes in a ``"tsv"`` are part of its texts, as in GLUE's files. ``lines`` keep their ends.
+    Raises ValueError naming ``label`` and the line for a bad row.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
-    reader = csv.DictReader(lines, dialect="excel-tab" if kind == "tsv" else "excel", strict=True)
+    if kind == "tsv":
+        reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    else:
+        reader = csv.DictReader(lines, strict=True)
     try:
         for row in reader:
             if None in row:
                 raise ValueError(f"{label}, line {reader.line_num}: more cells than the header has")
             yield reader.line_num, row
     except csv.Error as error:
-        hint = "; where quotes are part of the text, as in GLUE's files, make it a .jsonl or .csv"
-        hint = hint if kind == "tsv" else ""
-        raise ValueError(f"{label}, line {reader.line_num}: {error}{hint}") from error
+        raise ValueError(f"{label}, line {reader.line_num}: {error}") from error
 
 
 def text_of(record: Record, field: str, where: str, *, header: bool = False) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from tokprune_rt.model import Model
 
 _CHUNK = 256
-_PAIR = "text_pair"
+
+
+class _Fields(NamedTuple):
+    """Where a record has its text and the second text of a pair."""
+
+    text: str
+    pair: str
 
 
 def predict(
@@ -62,6 +68,14 @@ def predict(
         str,
         typer.Option("--field", "--column", metavar="NAME", help="Field or column with the text."),
     ] = "text",
+    pair_field: Annotated[
+        str,
+        typer.Option(
+            "--pair-field",
+            metavar="NAME",
+            help="Field or column with the second text of a pair, where a record has one.",
+        ),
+    ] = "text_pair",
     kind: Annotated[
         str | None,
         typer.Option(
@@ -102,8 +116,7 @@ def predict(
 
     Prints JSON lines. What they hold depends on the model's head: a label
     with its score, the entities of a text, or the answer to a question (TEXT)
-    in its context (--pair). In files the second text of a pair is the field
-    text_pair; other fields are passed on.
+    in its context (--pair). Other fields of a file's records are passed on.
 
     [bold]Examples[/bold]
 
@@ -116,7 +129,8 @@ def predict(
     for text in texts or []:
         if os.path.isfile(text):
             note_line(f"{text!r} is taken for a text; --input {text} reads the file")
-    records = _records(texts or [], pair or [], source, kind, field)
+    fields = _Fields(field, pair_field)
+    records = _records(texts or [], pair or [], source, kind, fields)
     loaded = load_model(
         model,
         policy=policy,
@@ -137,23 +151,23 @@ def predict(
     with output_file(output) as stream, progress_bar(len(records), "predicting") as advance:
         for first in range(0, len(records), _CHUNK):
             part = records[first : first + _CHUNK]
-            for record, result in zip(part, run(part, field), strict=True):
+            for record, result in zip(part, run(part, fields), strict=True):
                 stream.write(json_line({**record, **result}))
             stream.flush()
             advance(len(part))
 
 
 def _records(
-    texts: list[str], pairs: list[str], source: str | None, kind: str | None, field: str
+    texts: list[str], pairs: list[str], source: str | None, kind: str | None, fields: _Fields
 ) -> list[Record]:
     if source is not None:
         if texts or pairs:
             raise ValueError("give either texts or --input, not both")
-        records = read_records(source, kind, field)
+        records = read_records(source, kind, fields.text)
         for number, record in enumerate(records):
             # Empty cells of a table and null mean that there is no second text.
-            if not isinstance(record.get(_PAIR, ""), str | None):
-                raise ValueError(f"{source}: record {number}: {_PAIR!r} is not a text")
+            if not isinstance(record.get(fields.pair, ""), str | None):
+                raise ValueError(f"{source}: record {number}: {fields.pair!r} is not a text")
         return records
     if not texts:
         raise ValueError("nothing to predict; give texts, or a file with --input")
@@ -165,13 +179,13 @@ def _records(
             "for all"
         )
     if not pairs:
-        return [{field: text} for text in texts]
+        return [{fields.text: text} for text in texts]
     seconds = pairs * len(texts) if len(pairs) == 1 else pairs
-    return [{field: a, _PAIR: b} for a, b in zip(texts, seconds, strict=True)]
+    return [{fields.text: a, fields.pair: b} for a, b in zip(texts, seconds, strict=True)]
 
 
 def _task(model: Model, options: dict[str, Any]) -> Any:
-    """The function (records, field) -> results of the model's head, with the options that apply."""
+    """The function (records, fields) -> results of the model's head."""
     runs = {
         "sequence-classification": _classify,
         "token-classification": _tag,
@@ -189,19 +203,20 @@ def _task(model: Model, options: dict[str, Any]) -> Any:
     if model.task == "question-answering" and not options["truncate"]:
         raise ValueError("--no-truncate is not for question answering, which never cuts a context")
     chosen = runs[model.task]
-    return lambda records, field: chosen(model, records, field, options)
+    return lambda records, fields: chosen(model, records, fields, options)
 
 
-def _inputs(records: list[Record], field: str) -> list[str | tuple[str, str]]:
-    return [(r[field], r[_PAIR]) if r.get(_PAIR) else r[field] for r in records]
+def _inputs(records: list[Record], fields: _Fields) -> list[str | tuple[str, str]]:
+    text, pair = fields
+    return [(r[text], r[pair]) if r.get(pair) else r[text] for r in records]
 
 
 def _classify(
-    model: Model, records: list[Record], field: str, options: dict[str, Any]
+    model: Model, records: list[Record], fields: _Fields, options: dict[str, Any]
 ) -> list[Record]:
     many = options["top_k"] is not None
     results = model.predict(
-        _inputs(records, field),
+        _inputs(records, fields),
         options["profile"],
         top_k=options["top_k"] if many else "best",
         raw_scores=options["raw_scores"],
@@ -213,11 +228,13 @@ def _classify(
     return [{"labels": result} if many else result for result in results]
 
 
-def _tag(model: Model, records: list[Record], field: str, options: dict[str, Any]) -> list[Record]:
-    if any(record.get(_PAIR) for record in records):
+def _tag(
+    model: Model, records: list[Record], fields: _Fields, options: dict[str, Any]
+) -> list[Record]:
+    if any(record.get(fields.pair) for record in records):
         raise ValueError("token classification takes single texts, not pairs")
     results = model.tag(
-        [record[field] for record in records],
+        [record[fields.text] for record in records],
         options["profile"],
         aggregation_strategy="simple",
         batch_size=options["batch_size"],
@@ -227,18 +244,18 @@ def _tag(model: Model, records: list[Record], field: str, options: dict[str, Any
 
 
 def _answer(
-    model: Model, records: list[Record], field: str, options: dict[str, Any]
+    model: Model, records: list[Record], fields: _Fields, options: dict[str, Any]
 ) -> list[Record]:
     results = []
     for record in records:
-        if not record.get(_PAIR):
+        if not record.get(fields.pair):
             raise ValueError(
                 f"question answering needs a question and its context: give the context with "
-                f"--pair or the field {_PAIR!r}"
+                f"--pair or the field {fields.pair!r}"
             )
         answers = model.answer(
-            record[field],
-            record[_PAIR],
+            record[fields.text],
+            record[fields.pair],
             options["profile"],
             top_k=options["top_k"] or 1,
             batch_size=options["batch_size"],

@@ -58,6 +58,8 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
     "pearson": lambda found, wanted: _correlation(pearsonr, found, wanted),
 }
 _OF_NUMBERS = ("spearman", "pearson")
+# Labels of which a classification may have more than half as many as examples.
+_MANY_LABELS = 20
 
 
 @dataclass(frozen=True)
@@ -280,4 +282,9 @@ def text_task(labels: Sequence[str], regression: bool, metric: str | None) -> Te
     ordered = sorted(names, key=int) if numeric else sorted(names)
     if len(ordered) < 2:
         raise ValueError(f"a classification needs 2 labels or more, found {ordered}")
+    if len(ordered) > max(_MANY_LABELS, len(labels) / 2):
+        raise ValueError(
+            f"{len(ordered)} different labels in {len(labels)} examples, as {ordered[0]!r}; those "
+            "of a classification repeat: is it the right column? (numbers to learn: --regression)"
+        )
     return TextTask(tuple(ordered), metric or "accuracy")
