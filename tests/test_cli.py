@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import BuildModel
 from policy_documents import needed
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import tokprune_rt
@@ -54,6 +57,18 @@ def test_help_names_every_command_and_gives_examples() -> None:
         text = run(command, "--help").stdout
         assert "Examples" in text and f"tokprune {command}" in text
         assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, "finetune", "train", "evaluate", "calibrate", "distil"]
+)
+def test_examples_of_help_are_whole_lines(command: str) -> None:
+    """So that they can be copied from a terminal of 80 columns."""
+    found = inspect.getdoc(get_command(app).commands[command].callback) or ""  # type: ignore[attr-defined]
+    examples = re.split(r"\[bold\]Examples?\[/bold\]", found)[1]
+    lines = [line.strip() for line in examples.splitlines() if line.strip()]
+    shown = [line.strip() for line in run(command, "--help").stdout.splitlines()]
+    assert lines and all(line in shown for line in lines)
 
 
 def test_version() -> None:

@@ -190,7 +190,7 @@ def test_stored_data_sets(tmp_path: Path) -> None:
     squad.save_to_disk(tmp_path / "squad")
     assert read_examples(tmp_path / "squad", Columns()) == Questions(SQUAD)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty: not a folder that datasets' save_to_disk wrote"):
+    with pytest.raises(ValueError, match="empty: a folder, but not one that datasets' save_to"):
         read_examples(tmp_path / "empty", Columns())
 
 

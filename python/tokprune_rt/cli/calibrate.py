@@ -96,8 +96,9 @@ def calibrate(
     [bold]Examples[/bold]
 
       tokprune calibrate all-MiniLM-L6-v2 --texts corpus.txt --target-speedup 1.5
-      tokprune calibrate reranker --texts pairs.jsonl --column query --pair document
-      tokprune embed all-MiniLM-L6-v2 corpus.txt vectors.npy --policy all-MiniLM-L6-v2-calibrated
+      tokprune calibrate reranker --texts p.jsonl --column query --pair doc
+      tokprune embed all-MiniLM-L6-v2 corpus.txt vectors.npy \\
+          --policy all-MiniLM-L6-v2-calibrated
     """
     from tokprune_rt import load
     from tokprune_rt.calibration import Settings

@@ -109,8 +109,9 @@ def distil(
 
     [bold]Examples[/bold]
 
-      tokprune distil all-MiniLM-L6-v2 minilm-half --texts corpus.jsonl --max-length 256
-      tokprune distil all-MiniLM-L6-v2 mine --texts corpus.txt --policy calibrated --steps 500
+      tokprune distil all-MiniLM-L6-v2 half --texts corpus.jsonl --max-length 256
+      tokprune distil all-MiniLM-L6-v2 mine --texts corpus.txt \\
+          --policy calibrated --steps 500
     """
     prepare(device, threads)
     from tokprune_rt.jobs.reading import Source

@@ -72,7 +72,8 @@ def evaluate(
 
     [bold]Example[/bold]
 
-      tokprune evaluate sst2-ltp --data dev.tsv --text sentence --precision fp32 --precision int8
+      tokprune evaluate sst2-ltp --data dev.tsv --text sentence \\
+          --precision fp32 --precision int8
     """
     for path in (json_file, plot):
         if path is not None:

@@ -173,11 +173,12 @@ def finetune(
 
     [bold]Examples[/bold]
 
-      tokprune finetune all-MiniLM-L6-v2 sst2 --train train.tsv --dev dev.tsv --text sentence
-      tokprune finetune all-MiniLM-L6-v2 sts --train t.csv --dev d.csv --text a --pair b
-        --label score --regression
-      tokprune finetune all-MiniLM-L6-v2 rank --train t.csv --dev d.csv --text query
-        --pair document --metric map
+      tokprune finetune all-MiniLM-L6-v2 sst2 \\
+          --train train.tsv --dev dev.tsv --text sentence
+      tokprune finetune all-MiniLM-L6-v2 sts --train t.csv --dev d.csv \\
+          --text a --pair b --label score --regression
+      tokprune finetune all-MiniLM-L6-v2 rank --train t.csv --dev d.csv \\
+          --text query --pair document --metric map
       tokprune finetune all-MiniLM-L6-v2 ner --train train.conll --dev dev.conll
       tokprune finetune all-MiniLM-L6-v2 qa --train train.json --dev dev.json
     """
@@ -291,8 +292,8 @@ def train(
 
     [bold]Examples[/bold]
 
-      tokprune train ltp sst2 sst2-ltp --train train.tsv --dev dev.tsv --text sentence
-      tokprune train top sst2 sst2-top --train train.tsv --dev dev.tsv --target-macs 0.4
+      tokprune train ltp sst2 sst2-ltp --train t.tsv --dev d.tsv --text sentence
+      tokprune train top sst2 sst2-top --train t.tsv --dev d.tsv --target-macs 0.4
     """
     own = {"s_pad": s_pad, "bins": bins, "shape": shape}
     given = {name: value for name, value in own.items() if value is not None}

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "hf:"
+# One of them lies in a folder of save_to_disk: of a data set, of several splits.
+_SIGNS = ("state.json", "dataset_dict.json")
 
 
 def is_dataset(source: str | os.PathLike[str]) -> bool:
@@ -63,11 +65,11 @@ def _named(name: str) -> Any:
 
 
 def _stored(folder: Path) -> Any:
-    datasets = _datasets()
-    try:
-        found = datasets.load_from_disk(str(folder))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder}: not a folder that datasets' save_to_disk wrote") from error
+    if not any((folder / name).exists() for name in _SIGNS):
+        raise ValueError(
+            f"{folder}: a folder, but not one that datasets' save_to_disk wrote; give a file"
+        )
+    found = _datasets().load_from_disk(str(folder))
     if isinstance(found, Mapping):
         splits = ", ".join(str(folder / split) for split in found)
         raise ValueError(f"{folder} holds several splits; give one of {splits}")
