@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from tokprune_rt.train.memory import Trimming
 from tokprune_rt.train.stage import Say, Settings, Stage, parameter_groups
 from tokprune_rt.train.state import Progress, Telling, copied, random_state, set_random_state
 from tokprune_rt.train.tasks import Floats
+from tokprune_rt.train.vocabulary import words_of
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -130,11 +132,17 @@ class Training:
         """Train, and return the dev score of the weights that the stage ends with, in points."""
         if self._saved is not None and stage.name in self._saved["done"]:
             return self._restore_done(stage)
+        self._learning = stage.examples or self.train
+        self._lengths = lengths_of(self._learning)
+        with words_of(self.encoder.model, chain(self._learning.tokens, self.dev.tokens)):
+            state = self._run(stage)
+        self._finish(stage, state.best_score)
+        return state.best_score
+
+    def _run(self, stage: Stage) -> Progress:
         model = self.encoder.model
         groups = parameter_groups(model, stage, self.settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, fused=True)
-        self._learning = stage.examples or self.train
-        self._lengths = lengths_of(self._learning)
         per_epoch = -(-len(self._learning) // self.settings.batch_size)
         total = max(1, per_epoch * stage.epochs)
         schedule = get_scheduler("linear", optimizer, int(self.settings.warm_up * total), total)
@@ -168,8 +176,7 @@ class Training:
             )
         if state.best is not None:
             self._put(stage, state.best)
-        self._finish(stage, state.best_score)
-        return state.best_score
+        return state
 
     def _gave_up(self, stage: Stage, state: Progress) -> bool:
         waited = state.epoch - state.best_epoch
