@@ -175,7 +175,7 @@ def test_what_is_written_runs_as_reported(found: tuple[Any, Path], model: Any) -
     held_out = drawn[len(drawn) // 3 :]
     dense = model.encode(held_out, normalize_embeddings=True)
     for row in result.rows:
-        profile = None if row.name == "policy" else row.name
+        profile = None if row.name == "default" else row.name
         vectors = loaded.encode(held_out, profile=profile, normalize_embeddings=True)
         cosine = (vectors * dense).sum(axis=1).mean()
         assert cosine == pytest.approx(row.quality.value, abs=1e-5)
@@ -286,7 +286,7 @@ def test_command(tiny: BuildModel, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     options = ["--texts", texts, "-o", folder, "--min-quality", "0.9", "--sample", "45"]
     result = run("calibrate", tiny("bert"), *options, "--threads", "1")
-    assert "policy" in result.stdout and "5th pct." in result.stdout
+    assert "default" in result.stdout and "5th pct." in result.stdout
     written = load_policy(folder)
     assert written.name == "calibrated" and "replaced" not in result.stderr
     other = parse_policy(preset("quantile", layers=3, q=0.3))

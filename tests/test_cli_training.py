@@ -59,12 +59,12 @@ def test_train_and_evaluate(dense: Path, tables: dict[str, Path], tmp_path: Path
     files = ["--json", tmp_path / "e.json", "--plot", tmp_path / "e.png"]
     precisions = ["--precision", "fp32", "--precision", "int8"]
     shown = run("evaluate", tmp_path / "ltp", *data, *files, *precisions).output
-    assert "accuracy" in shown and "policy" in shown and "int8" in shown
+    assert "accuracy" in shown and "default" in shown and "int8" in shown
     rows = json.loads((tmp_path / "e.json").read_text())["rows"]
-    assert [row["profile"] for row in rows] == ["off", "policy"] * 2
+    assert [row["profile"] for row in rows] == ["off", "default"] * 2
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
     preset = ["--preset", "quantile", "--set", "q=0.2"]
-    assert "policy" in run("evaluate", dense, *data, *preset).output
+    assert "default" in run("evaluate", dense, *data, *preset).output
 
 
 def test_errors_are_one_line(dense: Path, tables: dict[str, Path], tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_tagging_and_answering(tiny: Any, tmp_path: Path) -> None:
         run("finetune", tiny("bert"), dense, *files)
         run("train", "top", dense, pruned, *files, "--hard-epochs", "1", "--bins", "4")
         found = run("evaluate", pruned, "--data", tmp_path / name)
-        assert shown in found.output and "policy" in found.output
+        assert shown in found.output and "default" in found.output
         assert ("8 words of 1 sentences" in found.stderr) == (name == "t.conll")
 
 

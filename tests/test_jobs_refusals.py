@@ -28,7 +28,7 @@ BAD: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("in.jsonl", b"[" * 100_000, {}, "line 1: not valid JSON"),
     ("in.csv", b"id,body\n1,a\n", {}, "line 2: no field 'text', only 'id', 'body'; the first line"),
     ("in.csv", b"id,text\n1,a,b\n", {}, "line 2: more cells"),
-    ("in.csv", b'text\na\n"b', {}, "line 2: unexpected end"),
+    ("in.csv", b'text\na\n"b', {}, "line 3: unexpected end"),
     ("in.tsv", b"id\ttext\n1\n", {}, "line 2: 'text' is NoneType"),
     ("in.txt", b"a\ncaf\xe9\n", {}, "in.txt, line 2: not UTF-8 text"),
     ("in.txt", b"", {}, "in.txt holds no texts"),

@@ -125,8 +125,8 @@ def by_count(dense: Path) -> Path:
 
 def test_learned_ranks_meet_the_budget(by_rank: Path) -> None:
     found = {row.profile: row for row in evaluate(by_rank, DEV, rounds=1).rows}
-    assert 0.5 < found["policy"].macs < 0.7
-    assert found["policy"].score > 90
+    assert 0.5 < found["default"].macs < 0.7
+    assert found["default"].score > 90
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -154,9 +154,9 @@ def assert_counted(folder: Path, slack: float = 1e-4) -> float:
     found = {row.profile: row for row in evaluate(folder, DEV, rounds=1).rows}
     policy = find_policy(folder)
     assert policy is not None
-    assert found["policy"].macs == pytest.approx(policy.provenance["macs"], abs=slack)
-    assert found["policy"].score == pytest.approx(policy.provenance["metric"]["pruned"], abs=1e-3)
-    return found["policy"].macs
+    assert found["default"].macs == pytest.approx(policy.provenance["macs"], abs=slack)
+    assert found["default"].score == pytest.approx(policy.provenance["metric"]["pruned"], abs=1e-3)
+    return found["default"].macs
 
 
 def test_a_speedup_becomes_multiply_adds(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,9 +251,9 @@ def test_learned_thresholds_prune_and_keep_the_score(pruned: Path) -> None:
     assert policy is not None
     assert policy.provenance["method"] == "ltp"
     found = {row.profile: row for row in evaluate(pruned, DEV, rounds=1).rows}
-    assert found["policy"].macs < 0.8 and found["off"].macs == 1
-    assert found["policy"].score > 90
-    assert found["policy"].kept[0] == 1 and found["policy"].kept[-1] < 0.7
+    assert found["default"].macs < 0.8 and found["off"].macs == 1
+    assert found["default"].score > 90
+    assert found["default"].kept[0] == 1 and found["default"].kept[-1] < 0.7
     assert found["off"].macs_padded > 1
 
 

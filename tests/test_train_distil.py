@@ -67,10 +67,10 @@ def distilled(source: Path) -> Path:
     torch.set_num_threads(1)  # on which sums depend
     out = source.parent / "distilled"
     rows = {row.profile: row for row in distil(run_of(source, out), SCHEDULE).rows}
-    assert list(rows) == ["off", "policy", "light"]
-    assert rows["policy"].after.value > rows["policy"].before.value
+    assert list(rows) == ["off", "default", "light"]
+    assert rows["default"].after.value > rows["default"].before.value
     assert rows["light"].after.value > 0.98
-    assert rows["policy"].macs < rows["light"].macs < rows["off"].macs == 1
+    assert rows["default"].macs < rows["light"].macs < rows["off"].macs == 1
     assert rows["off"].after.value > 0.98
     return out
 
@@ -110,8 +110,8 @@ def test_provenance_says_what_was_reached(distilled: Path) -> None:
     told = policy.provenance
     assert told["method"] == "distil" and told["texts"] == 144 and told["held_out"] == 16
     rows = {row["profile"]: row for row in told["rows"]}
-    assert rows["policy"]["before"]["low"] <= rows["policy"]["before"]["value"]
-    assert rows["policy"]["after"]["value"] > rows["policy"]["before"]["value"]
+    assert rows["default"]["before"]["low"] <= rows["default"]["before"]["value"]
+    assert rows["default"]["after"]["value"] > rows["default"]["before"]["value"]
 
 
 def assert_trains_what_runs(folder: Path, source: Any) -> None:
@@ -243,6 +243,6 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
     model = tokprune_rt.load(out)
     assert model.profiles == ["off", "light"] and model.policy is not None
     rows = {row["profile"]: row["macs"] for row in model.policy.provenance["rows"]}
-    assert 0.6 < rows["policy"] < 0.85
+    assert 0.6 < rows["default"] < 0.85
     bad = command("distil", source, tmp_path / "x", "--texts", path, code=2).stderr
     assert "no field 'text'" in bad or "'text'" in bad

@@ -51,6 +51,12 @@ def test_tagged_sentences(tmp_path: Path) -> None:
     assert read_examples(tmp_path / "b.txt", Columns()) == Sentences(
         [["Ada", "lives"]], [["B-PER", "O"]]
     )
+    (tmp_path / "c.txt").write_text(
+        "# id 1 domain=en\n# _ _ O\nAda _ _ B-PER\n\n# text = Hm\nHm _ _ O\n"
+    )
+    assert read_examples(tmp_path / "c.txt", Columns()) == Sentences(
+        [["#", "Ada"], ["Hm"]], [["O", "B-PER"], ["O"]]
+    )
     rows = zip(WANTED.words, WANTED.tags, strict=True)
     lines = [json.dumps({"tokens": words, "tags": tags}) for words, tags in rows]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
@@ -98,7 +104,7 @@ def test_questions(tmp_path: Path) -> None:
             '{"tokens": ["a"], "tags": ["O"]}\n{"tokens": ["a"], "tags": [3]}',
             r"t\.jsonl:2: column 'tags': expected a list of texts",
         ),
-        ("t.jsonl", '{"tokens": [], "tags": []}', "no sentence has a word"),
+        ("t.jsonl", '{"tokens": [], "tags": []}', "no sentence up to here has a word"),
         (
             "t.jsonl",
             '{"tokens": "a b", "tags": ["x", "y"]}',
@@ -245,6 +251,11 @@ def test_reading_tables(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("t.tsv", "t.csv", "t.jsonl"):
         assert read_examples(tmp_path / name, columns) == expected
+    long = "a" * 200_000
+    (tmp_path / "long.TSV").write_text(f"\ufefftext\tlabel\r\n{long}\tx\r\n")
+    assert read_examples(tmp_path / "long.TSV", Columns()) == Examples([long], ["x"])
+    (tmp_path / "first.csv").write_text("\ufeff1,good\n0,bad\n")
+    assert read_examples(tmp_path / "first.csv", Columns("1", "0")).labels == ["1", "0"]
     (tmp_path / "bare.tsv").write_text("gj04\t1\t\tIt rained.\n")
     assert read_examples(tmp_path / "bare.tsv", Columns("3", "1")) == Examples(
         ["It rained."], ["1"]
@@ -255,14 +266,22 @@ def test_reading_tables(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("t.tsv", "sentence\tlabel\na\t0\n", r"t\.tsv:2: no column 'text'; found: 'sentence', "),
-        ("t.tsv", "text\tlabel\na\n", r"t\.tsv:2: 1 columns, the header has 2"),
+        ("t.tsv", "text\tlabel\na\n", r"t\.tsv:2: nothing in column 'label'"),
+        ("t.jsonl", '{"text": "a", "label": null}', r"t\.jsonl:1: nothing in column 'label'"),
+        ("t.csv", 'text,label\n"a\nb",x\na,\n', r"t\.csv:4: column 'label' is empty"),
+        ("t.csv", "text,label\nHello, world,1\n", r"t\.csv, line 2: more cells than the header"),
+        ("t.csv", 'text,label\n"good,1\nbad "x",0\n', r"t\.csv, line 3: .*expected after"),
+        ("t.tsv", b"text\tlabel\ncaf\xe9\tx\n", r"t\.tsv, line 2: not UTF-8 text"),
+        ("t.csv.gz", gzip.compress(b"text,label\na,b\n")[:-9], r"gz is not a whole gzip file"),
         ("t.csv", "text,label\n", r"t\.csv: no rows"),
         ("t.jsonl", "{\n", r"t\.jsonl, line 1: not valid JSON"),
         ("t.jsonl", "[1]\n", r"t\.jsonl, line 1: found list, not a JSON object"),
-        ("t.xml", "a\n", r"unknown kind of file; known: \.tsv"),
+        ("t.xml", "a\n", r"unknown kind of file; known: \.jsonl"),
     ],
 )
-def test_bad_tables_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content)
+def test_bad_tables_are_named(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=message):
         read_examples(tmp_path / name, Columns("text", "label"))

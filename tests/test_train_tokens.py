@@ -161,11 +161,11 @@ def test_training_and_engine_agree(pruned: tuple[str, Path, float]) -> None:
         left += int(run.kept[-1].sum())
     assert left < 0.9 * sum(map(len, data.tokens))
     rows = {row.profile: row for row in evaluate(folder, DEV[kind], rounds=1).rows}
-    assert rows["policy"].score == pytest.approx(score, abs=1e-4)
-    assert rows["policy"].macs < 0.95
+    assert rows["default"].score == pytest.approx(score, abs=1e-4)
+    assert rows["default"].macs < 0.95
     if kind == "answers":
         assert rows["off"].answer_lost == 0
-        assert 0 <= rows["policy"].answer_lost < 1
+        assert 0 <= rows["default"].answer_lost < 1
 
 
 def test_the_work_of_restored_tokens_is_counted_like_the_runtime_s(

@@ -14,12 +14,12 @@ import numpy as np
 
 from tokprune_rt.bench.cpu import cpu_model
 from tokprune_rt.model import Model
-from tokprune_rt.policy import parse_policy, weights_digest
+from tokprune_rt.policy import DEFAULT, parse_policy, weights_digest
 from tokprune_rt.tokenizer import TextOrPair, Tokens
 
 from .families import FAMILIES, PAIR_FAMILIES, Family, Shares
 from .judge import Judge, LogitJudge, Quality, VectorJudge
-from .outcome import DEFAULT, Calibration, Measured
+from .outcome import Calibration, Measured
 from .passes import LENGTHS, Passes, break_even, shortest_gain
 from .sample import Settings, draw
 from .search import Point, search, uniform_loss

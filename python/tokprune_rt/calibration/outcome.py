@@ -13,9 +13,6 @@ from tokprune_rt.policy import Policy, policy_hash
 
 from .judge import Quality
 
-DEFAULT = "policy"
-"""How reports call the policy's own numbers, beside its profiles."""
-
 
 @dataclass(frozen=True)
 class Measured:

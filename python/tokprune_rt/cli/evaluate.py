@@ -65,7 +65,7 @@ def evaluate(
 ) -> None:
     """Score, tokens, multiply-adds and time of a model, dense and pruned.
 
-    Profile "policy" is the policy's own numbers. kept: tokens left after the
+    Profile "default" is the policy's own numbers. kept: tokens left after the
     last layer. MACs: multiply-adds, of the dense model's at the real lengths.
     as fast: median over rounds in which the profiles take turns. lost: tokens
     of the right answers that are gone after the last layer.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokprune_rt.integrations.extras import require
-from tokprune_rt.records import SUFFIXES, Record, json_records, table_records, text_of
+from tokprune_rt.records import (
+    SUFFIXES,
+    Record,
+    file_lines,
+    is_packed,
+    json_records,
+    table_records,
+    text_of,
+)
 
 FORMATS = {**SUFFIXES, ".txt": "text", ".parquet": "parquet"}
 
@@ -64,16 +70,12 @@ class Source:
             raise ValueError(f"{self.path} has no columns, so {self.keep[0]!r} cannot be kept")
 
     @cached_property
-    def packed(self) -> bool:
-        """Whether the file is compressed with gzip."""
-        return self.path.suffix.lower() == ".gz"
-
-    @cached_property
     def format(self) -> str:
         """What the file's name says: text, jsonl, csv, tsv or parquet; else ValueError."""
-        ending = (self.path.with_suffix("") if self.packed else self.path).suffix.lower()
+        packed = is_packed(self.path)
+        ending = (self.path.with_suffix("") if packed else self.path).suffix.lower()
         found = FORMATS.get(ending)
-        if found is None or (self.packed and found == "parquet"):
+        if found is None or (packed and found == "parquet"):
             known = ", ".join(FORMATS)
             raise ValueError(
                 f"{self.path}: the name must end in one of {known}, all but the last also with .gz"
@@ -105,7 +107,7 @@ class Source:
         no text. A kept column that a record lacks is None there.
         """
         if self.format == "text":
-            for number, line in enumerate(self._lines(), 1):
+            for number, line in enumerate(file_lines(self.path), 1):
                 yield Row(number, line.removesuffix("\n").removesuffix("\r"), ())
             return
         if self.format == "parquet":
@@ -119,21 +121,8 @@ class Source:
     def _records(self) -> Iterator[tuple[int, Record]]:
         label = str(self.path)
         if self.format == "jsonl":
-            return json_records(self._lines(), label)
-        return table_records(self._lines(), label, self.format)
-
-    def _lines(self) -> Iterator[str]:
-        # Only line feeds end a line, and they stay: cells of a table may contain them.
-        with gzip.open(self.path, "rb") if self.packed else open(self.path, "rb") as file:
-            try:
-                for number, line in enumerate(file, 1):
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{self.place(number)}: not UTF-8 text: {error.reason} at byte {error.start}"
-                ) from error
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ValueError(f"{self.path} is not a whole gzip file: {error}") from error
+            return json_records(file_lines(self.path), label)
+        return table_records(file_lines(self.path), label, self.format)
 
     def _parquet_rows(self) -> Iterator[Row]:
         pa, parquet = arrow()

@@ -23,7 +23,15 @@ from tokprune_rt.files import check_new_folder
 from tokprune_rt.loader import describe_model, resolve
 from tokprune_rt.loading import choose_policy, load
 from tokprune_rt.model import Model
-from tokprune_rt.policy import OFF, Policy, PolicySource, find_policy, parse_policy, policy_hash
+from tokprune_rt.policy import (
+    DEFAULT,
+    OFF,
+    Policy,
+    PolicySource,
+    find_policy,
+    parse_policy,
+    policy_hash,
+)
 from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train.data import Encoded, tokenizer_of
 from tokprune_rt.train.dense_goal import DenseTeacher, TowardsDense
@@ -35,9 +43,6 @@ from tokprune_rt.train.merging_search import merging_policy
 from tokprune_rt.train.runs import checkpoints_of
 from tokprune_rt.train.stage import Say, Settings, Stage
 from tokprune_rt.train.tasks import Floats
-
-PLAIN = "policy"
-"""How reports call the policy's own numbers, beside its profiles."""
 
 # Texts that the search for a policy looks at.
 _SEARCHED = 64
@@ -143,7 +148,7 @@ def distil(run: DistilRun, schedule: DistilSchedule | None = None) -> Distilled:
         **asdict(schedule),
         "model": str(source),
         "policy": policy_hash(policy),
-        "profiles": [name or PLAIN for name in served],
+        "profiles": [name or DEFAULT for name in served],
         "max_length": run.max_length,
         "data": data,
     }
@@ -288,7 +293,7 @@ def _measured(
     found = {OFF: _Measured(judge.quality(dense), 1.0)}
     for name in served:
         vectors, macs = passes.run(model.engine.plan(name))
-        found[name or PLAIN] = _Measured(judge.quality(vectors), macs / all_macs)
+        found[name or DEFAULT] = _Measured(judge.quality(vectors), macs / all_macs)
     return found, index
 
 

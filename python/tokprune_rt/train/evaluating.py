@@ -13,16 +13,13 @@ from tokprune_rt.bench.timing import Timing, alternate
 from tokprune_rt.loading import load
 from tokprune_rt.model import Model
 from tokprune_rt.outputs import dense_macs
-from tokprune_rt.policy import OFF, PolicySource
+from tokprune_rt.policy import DEFAULT, OFF, PolicySource
 from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train.answering import AnswerTask
 from tokprune_rt.train.data import Data, Encoded
 from tokprune_rt.train.folders import check_one_label, existing_task
 from tokprune_rt.train.tagging import TagTask
 from tokprune_rt.train.tasks import Floats, Task, TextTask
-
-PLAIN = "policy"
-"""How a table calls the policy's own numbers, beside its profiles."""
 
 _BATCH = 32
 _SECONDS = 20.0
@@ -117,7 +114,7 @@ def evaluate(
             rows.append(
                 Row(
                     model.precision,
-                    PLAIN if name is None else name,
+                    DEFAULT if name is None else name,
                     task.score(found.logits, encoded),
                     [float(kept) / found.tokens for kept in found.kept],
                     found.macs / found.macs_dense,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,14 +10,20 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tokprune_rt.records import json_records
+from tokprune_rt.records import (
+    SUFFIXES,
+    file_lines,
+    is_packed,
+    json_records,
+    table_records,
+    table_rows,
+)
 from tokprune_rt.tokenizer import TextOrPair, check_text
 from tokprune_rt.train.data import Data, Examples, Question, Questions, Sentences
 from tokprune_rt.train.hub import dataset_rows, is_dataset
 
-_TABLES = (".tsv", ".csv", ".jsonl")
 _CONLL = (".conll", ".txt")
-_KINDS = (*_TABLES, *_CONLL, ".json")
+_KINDS = (*SUFFIXES, *_CONLL, ".json")
 _SQUAD = ("question", "context", "answers")
 
 Row = Mapping[str, Any]
@@ -41,10 +45,10 @@ class Columns:
 def read_examples(source: str | os.PathLike[str], columns: Columns) -> Data:
     """Read labelled data, each kind of file also with ``.gz`` at the end.
 
-    * ``.tsv`` (without quoting), ``.csv``, ``.jsonl``: texts or pairs with a label. Columns given
-      as numbers mean that there is no header. Rows of ``.jsonl`` whose text is a list of words and
-      whose label is a list of tags: sentences. Rows with question, context and answers (as the
-      Hugging Face data sets have them) instead of a text: questions.
+    * ``.tsv`` (without quoting), ``.csv``, ``.jsonl``, ``.ndjson``: texts or pairs with a label.
+      Columns given as numbers mean that there is no header. Rows of ``.jsonl`` whose text is a list
+      of words and whose label is a list of tags: sentences. Rows with question, context and answers
+      (as the Hugging Face data sets have them) instead of a text: questions.
     * ``.conll``, ``.txt``: sentences, a word and its tag a line in the first and last column.
     * ``.json``: questions in SQuAD's form, 1.1 or 2.0.
     * ``hf:NAME[/CONFIG]:SPLIT``, or a folder that ``save_to_disk`` wrote: rows of a Hugging Face
@@ -60,7 +64,7 @@ def read_examples(source: str | os.PathLike[str], columns: Columns) -> Data:
     if is_dataset(source):
         return _from_rows(os.fspath(source), dataset_rows(source), columns)
     path = Path(source)
-    kind = _plain(path).suffix
+    kind = (path.with_suffix("") if is_packed(path) else path).suffix.lower()
     if kind not in _KINDS:
         raise ValueError(
             f"{path}: unknown kind of file; known: {', '.join(_KINDS)}, each also .gz, folders of "
@@ -70,16 +74,7 @@ def read_examples(source: str | os.PathLike[str], columns: Columns) -> Data:
         return _conll(path)
     if kind == ".json":
         return _squad(path)
-    return _from_rows(str(path), _rows(path, columns), columns)
-
-
-def _plain(path: Path) -> Path:
-    return path.with_suffix("") if path.suffix == ".gz" else path
-
-
-def _open(path: Path, newline: str | None = None) -> Any:
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8", errors="replace", newline=newline)
+    return _from_rows(str(path), _rows(path, SUFFIXES[kind], columns), columns)
 
 
 def _from_rows(source: str, rows: Iterator[tuple[str, Row]], columns: Columns) -> Data:
@@ -103,6 +98,8 @@ def _from_rows(source: str, rows: Iterator[tuple[str, Row]], columns: Columns) -
                     f"{where}: column {name!r} holds several values; a text has one label"
                 )
         values = [str(value).strip() for value in found]
+        if not values[-1]:
+            raise ValueError(f"{where}: column {columns.label!r} is empty; every text has a label")
         texts.append((values[0], values[1]) if columns.pair is not None else values[0])
         labels.append(values[-1])
         places.append(where)
@@ -110,58 +107,30 @@ def _from_rows(source: str, rows: Iterator[tuple[str, Row]], columns: Columns) -
 
 
 def _values(where: str, row: Row, names: list[str]) -> list[Any]:
-    found = [row.get(name) for name in names]
-    missing = [name for name, value in zip(names, found, strict=True) if value is None]
-    if missing:
-        raise ValueError(
-            f"{where}: no column {', '.join(map(repr, missing))}; found: "
-            f"{', '.join(map(repr, row)) or 'nothing'}"
+    for name in names:
+        if name not in row:
+            raise ValueError(
+                f"{where}: no column {name!r}; found: {', '.join(map(repr, row)) or 'nothing'}"
+            )
+        if row[name] is None:
+            raise ValueError(f"{where}: nothing in column {name!r}")
+    return [row[name] for name in names]
+
+
+def _rows(path: Path, kind: str, columns: Columns) -> Iterator[tuple[str, Row]]:
+    lines, label = file_lines(path), str(path)
+    rows: Iterator[tuple[int, Row]]
+    if kind == "jsonl":
+        rows = json_records(lines, label)
+    elif all(name.isdigit() for name in columns.names):
+        rows = (
+            (number, {str(place): cell for place, cell in enumerate(row)})
+            for number, row in table_rows(lines, label, kind)
         )
-    return found
-
-
-# Tables ---------------------------------------------------------------------------------------
-
-
-def _rows(path: Path, columns: Columns) -> Iterator[tuple[str, Row]]:
-    kind = _plain(path).suffix
-    with _open(path, "" if kind == ".csv" else None) as file:
-        if kind == ".jsonl":
-            for number, record in json_records(file, str(path)):
-                yield f"{path}:{number}", record
-            return
-        if kind == ".tsv":
-            rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            rows = csv.reader(file)
-        numbered = all(name.isdigit() for name in columns.names)
-        header: list[str] | None = None
-        for number, row in enumerate(_checked(rows, path), 1):
-            if not row:
-                continue
-            if numbered:
-                yield f"{path}:{number}", {str(i): value for i, value in enumerate(row)}
-            elif header is None:
-                header = [name.strip().lstrip("\ufeff") for name in row]
-            else:
-                if any(name in header[len(row) :] for name in columns.names):
-                    raise ValueError(
-                        f"{path}:{number}: {len(row)} columns, the header has {len(header)}"
-                    )
-                yield f"{path}:{number}", dict(zip(header, row, strict=False))
-
-
-def _checked(rows: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
-    count = 0
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise ValueError(f"{path}:{count + 1}: {error} (an unclosed quote?)") from error
-        count += 1
-        yield row
+    else:
+        rows = table_records(lines, label, kind)
+    for number, row in rows:
+        yield f"{path}:{number}", row
 
 
 # Tagged sentences -----------------------------------------------------------------------------
@@ -179,21 +148,21 @@ def _conll(path: Path) -> Sentences:
             tags.clear()
 
     begun = 1
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip("\ufeff \t\r\n") or line.startswith("-DOCSTART-"):
-                finish(begun)
-                begun = number + 1
-                continue
-            # A word may hold a blank where tabs separate the columns.
-            cells = line.strip("\ufeff\r\n").split("\t") if "\t" in line else line.split()
-            word, tag = cells[0].strip(), cells[-1].strip()
-            if len(cells) < 2 or not word or not tag:
-                raise ValueError(
-                    f"{path}:{number}: expected a word and its tag, found {line.strip()!r}"
-                )
-            words.append(word)
-            tags.append(tag)
+    for number, line in enumerate(file_lines(path), 1):
+        comment = not words and line.startswith("# ") and "=" in line
+        if not line.strip(" \t\r\n") or line.startswith("-DOCSTART-") or comment:
+            finish(begun)
+            begun = number + 1
+            continue
+        # A word may hold a blank where tabs separate the columns.
+        cells = line.strip("\r\n").split("\t") if "\t" in line else line.split()
+        word, tag = cells[0].strip(), cells[-1].strip()
+        if len(cells) < 2 or not word or not tag:
+            raise ValueError(
+                f"{path}:{number}: expected a word and its tag, found {line.strip()!r}"
+            )
+        words.append(word)
+        tags.append(tag)
     finish(begun)
     if not found.words:
         raise ValueError(f"{path}: no sentences")
@@ -215,13 +184,15 @@ def _sentences(rows: Iterator[tuple[str, Row]], columns: Columns) -> Sentences:
         words, tags = _values(where, row, columns.names)
         for name, value in zip(columns.names, (words, tags), strict=True):
             if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-                raise ValueError(f"{where}: column {name!r}: expected a list of texts")
+                raise ValueError(
+                    f"{where}: column {name!r}: expected a list of texts, found {value!r:.60}"
+                )
         if len(words) != len(tags):
             raise ValueError(f"{where}: {len(words)} words and {len(tags)} tags")
         if words:
             _add(found, list(words), [tag.strip() for tag in tags], where)
     if not found.words:
-        raise ValueError("no sentence has a word")
+        raise ValueError(f"{where}: no sentence up to here has a word")
     return found
 
 
@@ -229,11 +200,10 @@ def _sentences(rows: Iterator[tuple[str, Row]], columns: Columns) -> Sentences:
 
 
 def _squad(path: Path) -> Questions:
-    with _open(path) as file:
-        try:
-            content = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not JSON: {error}") from error
+    try:
+        content = json.loads("".join(file_lines(path)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
     items = []
     for article, at in _each(content, "data", f"{path}: $"):
         for paragraph, place in _each(article, "paragraphs", at):
