@@ -6,29 +6,43 @@ import math
 import multiprocessing
 import pickle
 import queue
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tokprune_rt.progress import progress
 
-Pool = dict[str, Any]
 _LARGEST_CHUNK = 5000
 
 
-def start(model: Any, workers: int) -> Pool:
-    """Start processes that each load a copy of ``model``, an object with a method ``infer``.
+class Pool(dict[str, Any]):
+    """``{"input", "output", "processes"}``, the queues and the processes.
 
-    Returns ``{"input", "output", "processes"}``.
+    Attributes:
+        lock: held by the one call that uses the pool.
+        run: the number of the call whose tasks are worked on, in memory that processes share.
     """
+
+    def __init__(self, run: Any, **parts: Any) -> None:
+        super().__init__(parts)
+        self.lock, self.run = threading.Lock(), run
+
+
+def start(model: Any, workers: int) -> Pool:
+    """Start processes that each load a copy of ``model``, an object with a method ``infer``."""
     context = multiprocessing.get_context("spawn")
     tasks, results = context.Queue(), context.Queue()
+    # Without a lock, which a process that is killed could keep.
+    current = context.Value("Q", 0, lock=False)
     processes = [
-        context.Process(target=_work, args=(model, tasks, results), daemon=True)
+        context.Process(target=_work, args=(model, tasks, results, current), daemon=True)
         for _ in range(workers)
     ]
     for process in processes:
         process.start()
-    return {"input": tasks, "output": results, "processes": processes}
+    return Pool(current, input=tasks, output=results, processes=processes)
 
 
 def stop(pool: Pool) -> None:
@@ -43,13 +57,17 @@ def stop(pool: Pool) -> None:
     pool["output"].close()
 
 
-def _work(model: Any, tasks: Any, results: Any) -> None:
+def _work(model: Any, tasks: Any, results: Any, current: Any) -> None:
+    # A terminal sends Ctrl-C to every process; it is for the caller, who can go on with the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        number, inputs, options = tasks.get()
+        run, number, inputs, options = tasks.get()
+        if run != current.value:
+            continue  # of a call that has ended without its results
         try:
-            results.put((number, model.infer(inputs, **options)))
+            results.put((run, number, model.infer(inputs, **options)))
         except Exception as err:
-            results.put((number, _portable(err)))
+            results.put((run, number, _portable(err)))
 
 
 def _portable(error: Exception) -> Exception:
@@ -71,8 +89,8 @@ def run(
 ) -> Any:
     """Send ``inputs`` in chunks through a pool and join the results in order.
 
-    Raises ValueError for a chunk size below 1, what a worker raised, and RuntimeError when one
-    died.
+    Calls of several threads take turns. Raises ValueError for a chunk size below 1, what a worker
+    raised, and RuntimeError when one died.
     """
     if chunk_size is None:
         share = math.ceil(len(inputs) / len(pool["processes"]) / 10)
@@ -80,12 +98,12 @@ def run(
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     starts = range(0, len(inputs), chunk_size)
-    for number, first in enumerate(starts):
-        pool["input"].put((number, inputs[first : first + chunk_size], options))
     found: list[Any] = [None] * len(starts)
-    with progress(len(inputs), show) as advance:
+    with pool.lock, _numbered(pool) as run, progress(len(inputs), show) as advance:
+        for number, first in enumerate(starts):
+            pool["input"].put((run, number, inputs[first : first + chunk_size], options))
         for _ in starts:
-            number, result = _next(pool)
+            number, result = _next(pool, run)
             found[number] = result
             advance(min(chunk_size, len(inputs) - number * chunk_size))
     for result in found:
@@ -94,10 +112,23 @@ def run(
     return join(found)
 
 
-def _next(pool: Pool) -> Any:
+@contextmanager
+def _numbered(pool: Pool) -> Iterator[int]:
+    """A new number for a call; afterwards what is left of its tasks is passed over."""
+    pool.run.value += 1
+    try:
+        yield pool.run.value
+    finally:
+        pool.run.value += 1
+
+
+def _next(pool: Pool, wanted: int) -> tuple[int, Any]:
+    """The number of a chunk and its result; those of calls that were interrupted are dropped."""
     while True:
         try:
-            return pool["output"].get(timeout=1.0)
+            run, number, result = pool["output"].get(timeout=1.0)
+            if run == wanted:
+                return number, result
         except queue.Empty:
             dead = [process.exitcode for process in pool["processes"] if not process.is_alive()]
             if dead:
