@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,15 @@ def test_prompts_and_pooling(tiny: Any, tmp_path: Path, include: bool) -> None:
     ours = tokprune_rt.SentenceTransformer(folder)
     before = ours.encode(TEXTS)
     ours.set_pooling_include_prompt(not include)
-    assert np.abs(ours.encode(TEXTS) - before).max() > 1e-3
+    changed = ours.encode(TEXTS)
+    assert np.abs(changed - before).max() > 1e-3
+    copy = pickle.loads(pickle.dumps(ours))
+    np.testing.assert_array_equal(copy.encode(TEXTS), changed)
+    pool = ours.start_multi_process_pool(["cpu"])
+    try:
+        np.testing.assert_array_equal(ours.encode(TEXTS, pool=pool), changed)
+    finally:
+        ours.stop_multi_process_pool(pool)
 
 
 def test_dense_and_normalise(tiny: Any, tmp_path: Path) -> None:

@@ -155,15 +155,17 @@ class TextModel:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # The copy loads the model again, so it takes the name and the one setting that can change.
-        state = self.__dict__ | {"model": self.max_seq_length}
+        # The copy loads the model again, so it takes the name and the settings that can change.
+        changed = self.max_seq_length, self.model.setup.include_prompt
+        state = self.__dict__ | {"model": changed}
         state.pop("tokenizer", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.model = self._settings.load(self._hub)
-        self.max_seq_length = state["model"]
+        self.max_seq_length, include_prompt = state["model"]
+        self.model.setup = replace(self.model.setup, include_prompt=include_prompt)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
