@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import BuildModel
+from safetensors.numpy import load_file, save_file
 from test_cli import run
 from tiny_models import CORPUS
 
@@ -181,7 +183,7 @@ def test_what_is_written_runs_as_reported(found: tuple[Any, Path], model: Any) -
         assert cosine == pytest.approx(row.quality.value, abs=1e-5)
     assert result.chosen.quality.value >= 0.9
     assert result.chosen.macs < 1
-    assert f"| policy | {result.chosen.macs:.0%} |" in (folder / "report.md").read_text()
+    assert f"| default | {result.chosen.macs:.0%} |" in (folder / "report.md").read_text()
 
 
 @pytest.mark.parametrize("wanted", [0.99, 0.999])
@@ -222,8 +224,47 @@ def test_goes_on_where_it_stopped(
     whole = json.loads((folder / "calibration.json").read_text())["points"]
     done = json.loads((tmp_path / "calibration.json").read_text())["points"]
     assert done == whole
-    other = calibrate_error(model, TEXTS[:-1], tmp_path, SMALL)
-    assert "holds another calibration: drawn texts was" in other
+
+
+def test_goes_on_only_where_nothing_changed(
+    found: tuple[Any, Path], model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses and speeds that were measured otherwise are not used in silence."""
+    shutil.copy(found[1] / "calibration.json", tmp_path)
+
+    def refused(what: str, model: Any, texts: list[str] = TEXTS) -> None:
+        told = calibrate_error(model, texts, tmp_path, SMALL)
+        assert f"holds another calibration: {what} was" in told
+
+    refused("drawn texts", model, TEXTS[:-1])
+    folder = shutil.copytree(model.folder, tmp_path / "model")
+    monkeypatch.setattr(model, "name", str(folder))
+    content = json.loads((tmp_path / "calibration.json").read_text())
+    content["job"]["model"] = model.name
+    (tmp_path / "calibration.json").write_text(json.dumps(content))
+    refused("threads", tokprune_rt.load(folder, "off", threads=2))
+    refused("isa", tokprune_rt.load(folder, "off", threads=1, isa="scalar"))
+    with monkeypatch.context() as patch:
+        patch.setitem(calibrate.__globals__, "cpu_model", lambda: "another")
+        refused("cpu", model)
+    modules = [("", "models.Transformer"), ("1_Pooling", "models.Pooling")]
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {"idx": index, "path": path, "type": f"sentence_transformers.{kind}"}
+                for index, (path, kind) in enumerate(modules)
+            ]
+        )
+    )
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 64, "pooling_mode_cls_token": True})
+    )
+    refused("dense outputs", tokprune_rt.load(folder, "off", threads=1))
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.0.output.dense.bias"][0] += 1
+    save_file(weights, folder / "model.safetensors")
+    refused("weights", tokprune_rt.load(folder, "off", threads=1))
 
 
 def calibrate_error(model: Any, texts: Any, folder: Path, settings: Settings | None = None) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokprune_rt.bench.cpu import cpu_model
 from tokprune_rt.model import Model
@@ -100,11 +101,19 @@ class _Run:
         third = max(10, len(tokens) // 3)
         self.seen = Passes(model, _within(tokens[:third], _SEARCH_TOKENS))
         self.held_out = Passes(model, tokens[third:])
-        digest = hashlib.sha256(b"".join(item.ids.tobytes() for item in tokens)).hexdigest()
-        self.state = State(
-            folder,
-            {"model": model.name, "precision": model.precision, "drawn texts": digest[:16]},
-        )
+        self.weights = weights_digest(model.setup.encoder_folder)
+        job = {
+            "model": model.name,
+            "weights": self.weights,
+            "precision": model.precision,
+            "threads": model.threads,
+            "isa": model.isa,
+            "cpu": cpu_model(),
+            "drawn texts": _digest(*(item.ids for item in tokens)),
+            # Shards, a Dense layer and pooling are not in the digest of the weights.
+            "dense outputs": _digest(self.seen.run(None)[0]),
+        }
+        self.state = State(folder, job)
         if self.state.found:
             tell(f"{self.state.found} measurements of an earlier run are used again")
         # Never below one token; only what a kind of policy may touch.
@@ -332,7 +341,7 @@ class _Run:
         asked = dataclasses.asdict(self.settings)
         return {
             "base_model": self.model.name,
-            "weights_sha256": weights_digest(self.model.setup.encoder_folder),
+            "weights_sha256": self.weights,
             "precision": self.model.precision,
             "threads": self.model.threads,
             "isa": self.model.isa,
@@ -343,6 +352,10 @@ class _Run:
             "settings": {name: value for name, value in asked.items() if value is not None},
             "seconds": round(time.monotonic() - self.begin),
         }
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
 
 
 def _within(tokens: Sequence[Tokens], limit: int) -> list[Tokens]:
