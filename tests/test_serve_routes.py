@@ -12,6 +12,7 @@ from serving import POLICY, Running, running
 
 import tokprune_rt as tp
 from tokprune_rt import Model
+from tokprune_rt.tokenizer import Window
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Paris", "What is the capital?"]
 
@@ -169,6 +170,29 @@ def test_answer(run: Running, models: dict[str, Model]) -> None:
     found = run.post("/answer", question="Who?", context=context, top_k=3, doc_stride=8)
     assert found == model.answer("Who?", context, top_k=3, doc_stride=8)
     assert run.post("/answer", 422, question=" ", context="x")["error"] == "question is empty"
+    for name, value in (("top_k", 101), ("max_answer_len", 257), ("doc_stride", 33)):
+        error = run.post("/answer", 422, question="Who?", context="x", **{name: value})["error"]
+        assert name in error, error
+
+
+def test_windows_are_counted_before_they_are_made(
+    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question that fills the window leaves room for one new token in each."""
+    model = {"reader": models["reader"]}
+    asked = {"question": "a " * 60, "context": "b " * 100}
+    made: list[Any] = []
+
+    def make(*arguments: Any) -> Window:
+        made.append(arguments)
+        return Window(*arguments)
+
+    monkeypatch.setattr("tokprune_rt.tokenizer.Window", make)
+    with running(model, max_tokens=6399) as run:
+        error = run.post("/answer", 413, **asked)["error"]
+        assert "6400 tokens in 100 windows, the limit is 6399" in error and not made
+        played = run.post("/playground", text=asked["question"], documents=[asked["context"]])
+        assert len(played["items"]) == len(made) == 1
 
 
 def test_root_follows_the_task(run: Running) -> None:

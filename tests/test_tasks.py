@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from engine_calls import SLACK
 
 import tokprune_rt
+from tokprune_rt.tasks.answer import _characters, _probabilities, best_answers
+from tokprune_rt.tokenizer import Tokens, Window
 
 SENTENCES = [
     "Ada Lovelace wrote the first program in London.",
@@ -186,8 +189,75 @@ def test_answer_refuses(tiny: Any) -> None:
         model.answer("who?", None)
     with pytest.raises(ValueError, match="top_k"):
         model.answer("who?", "text", top_k=0)
-    with pytest.raises(ValueError, match="doc_stride"):
-        model.answer("who?", "text", doc_stride=-1)
+    for length in (0, -5, "x", 40.0, True):
+        wanted = f"max_seq_len must be a positive int or None, got {length!r}"
+        with pytest.raises(ValueError, match=wanted):
+            model.answer("who?", "text", max_seq_len=length)
+    for stride in (-1, 21, 1000, 1.5, "x", True):
+        wanted = f"from 0 to 20, half a window of 40 tokens, or None, got {stride!r}"
+        with pytest.raises(ValueError, match=wanted):
+            model.answer("who?", "text", max_seq_len=40, doc_stride=stride)
+    most = model.answer(QUESTION, CONTEXT, max_seq_len=40, doc_stride=20)
+    assert most == model.answer(QUESTION, CONTEXT, max_seq_len=40)
+
+
+def all_answers(
+    windows: list[Window], logits: list[Any], top_k: int, longest: int, impossible: bool
+) -> list[tuple[float, int, int]]:
+    """The ``top_k`` best pairs of every window, sorted together, each range once."""
+    found, null = [], 1.0
+    for window, rows in zip(windows, logits, strict=True):
+        start, end = _probabilities(rows, window.in_context, impossible)
+        if impossible:
+            null = min(null, float(start[0] * end[0]))
+            start[0] = end[0] = 0
+        inside = np.flatnonzero(window.in_context)
+        pairs = [(i, j) for i in inside for j in inside if i <= j < i + longest]
+        pairs = sorted(pairs, key=lambda pair: -float(start[pair[0]] * end[pair[1]]))[:top_k]
+        found += [(float(start[i] * end[j]), *_characters(window, i, j)) for i, j in pairs]
+    if impossible:
+        found.append((null, 0, 0))
+    best: dict[tuple[int, int], tuple[float, int, int]] = {}
+    for item in sorted(found, key=lambda item: -item[0]):
+        best.setdefault(item[1:], item)
+    return list(best.values())[:top_k]
+
+
+def windows_of_letters(count: int, length: int, step: int) -> list[Window]:
+    """Windows of a one-letter question, and of a context with two tokens to a word."""
+    zeros = np.zeros(length, np.int32)
+    windows = []
+    for place in range(0, count * step, step):
+        first = place + np.arange(length)
+        offsets = np.stack([first, first + 1], axis=1)
+        windows.append(Window(Tokens(zeros, zeros, zeros), offsets, first // 2, zeros == 0))
+        windows[-1].in_context[[0, 1, -1]] = False
+    return windows
+
+
+@pytest.mark.parametrize("impossible", [False, True])
+@pytest.mark.parametrize(("top_k", "longest"), [(1, 4), (3, 1), (7, 30), (1000, 5)])
+def test_the_best_of_all_windows(top_k: int, longest: int, impossible: bool) -> None:
+    """Of equal scores, too, the first one counts."""
+    random = np.random.default_rng(top_k)
+    windows = windows_of_letters(9, 20, 8)
+    logits = [random.integers(0, 3, (20, 2)).astype(np.float32) for _ in windows]
+    found = best_answers(windows, logits, "x" * 100, top_k, longest, impossible)
+    wanted = all_answers(windows, logits, top_k, longest, impossible)
+    assert [(item["score"], item["start"], item["end"]) for item in found] == wanted
+
+
+def test_answers_beyond_those_asked_for_are_not_kept() -> None:
+    random = np.random.default_rng(0)
+    windows = windows_of_letters(200, 60, 30)
+    logits = [random.normal(size=(60, 2)).astype(np.float32) for _ in windows]
+    tracemalloc.start()
+    try:
+        found = best_answers(windows, logits, "x" * 10_000, 500, 60)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 500 and most < 5_000_000
 
 
 @pytest.mark.parametrize("activation", [None, "Identity", "Sigmoid", "legacy", "sentence file"])

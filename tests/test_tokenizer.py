@@ -13,7 +13,7 @@ from tiny_models import FAMILIES
 
 from tokprune_rt.errors import ModelFormatError
 from tokprune_rt.loader import describe_model
-from tokprune_rt.tokenizer import Tokenizer, check_text
+from tokprune_rt.tokenizer import InputTooLongError, Tokenizer, check_text
 
 
 def our_tokenizer(folder: Path, **options: Any) -> Tokenizer:
@@ -195,10 +195,17 @@ def test_windows_like_transformers(tiny: Any, family: str, stride: int) -> None:
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    found = our_tokenizer(folder).windows(question, context, max_length=48, stride=stride)
+    ours = our_tokenizer(folder)
+    found = list(ours.windows(question, context, max_length=48, stride=stride))
     assert [item.tokens.ids.tolist() for item in found] == expected["input_ids"]
     for item, offsets in zip(found, expected["offset_mapping"], strict=True):
         assert [tuple(pair) for pair in item.offsets.tolist()] == offsets
+    total = sum(len(item.tokens) for item in found)
+    same = ours.windows(question, context, max_length=48, stride=stride, most=total)
+    assert len(list(same)) == len(found) > 1
+    wanted = f"have {total} tokens in {len(found)} windows, the limit is {total - 1}"
+    with pytest.raises(InputTooLongError, match=wanted):
+        ours.windows(question, context, max_length=48, stride=stride, most=total - 1)
 
 
 def test_threads_share_a_tokenizer(tiny: Any) -> None:

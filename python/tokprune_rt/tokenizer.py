@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -193,11 +193,6 @@ class Tokenizer:
                 return index
         return None
 
-    @property
-    def fuses_subwords(self) -> bool:
-        """Whether the vocabulary marks the continuation of a word (``##`` in WordPiece)."""
-        return bool(getattr(self._backend.model, "continuing_subword_prefix", None))
-
     def token(self, index: int) -> str:
         """The vocabulary's text of an id."""
         return self._backend.id_to_token(index) or ""
@@ -292,11 +287,18 @@ class Tokenizer:
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def windows(
-        self, question: str, context: str, *, max_length: int | None = None, stride: int = 128
-    ) -> list[Window]:
-        """Cut a context into overlapping windows, each with the whole question.
+        self,
+        question: str,
+        context: str,
+        *,
+        max_length: int | None = None,
+        stride: int = 128,
+        most: int | None = None,
+    ) -> Iterator[Window]:
+        """Cut a context into overlapping windows, each with the whole question, as they are read.
 
-        Neighbouring windows share ``stride`` tokens of context. Raises ValueError when the question
+        Neighbouring windows share ``stride`` tokens of context. Raises at once: InputTooLongError
+        when all windows together have more than ``most`` tokens, ValueError when the question
         leaves no room for the context.
         """
         limit = min(max_length or self.max_length, self.max_length)
@@ -305,26 +307,32 @@ class Tokenizer:
         owners = np.array([-1 if owner is None else owner for owner in encoding.sequence_ids])
         place = np.flatnonzero(owners == 1)
         if len(place) == 0:
-            return []
+            return iter(())
         first, last = int(place[0]), int(place[-1]) + 1
-        room = limit - (len(tokens) - (last - first))
+        around = len(tokens) - (last - first)
+        room = limit - around
         if room < 1:
             raise ValueError(
-                f"the question takes {len(tokens) - (last - first)} of {limit} tokens and leaves "
-                "no room for the context"
+                f"the question takes {around} of {limit} tokens and leaves no room for the context"
             )
-        step = room - min(stride, room - 1)
+        shared = min(stride, room - 1)
+        starts = range(first, max(first + 1, last - shared), room - shared)
+        # A question that fills most of a window makes their number as large as the context's.
+        total = last - first + len(starts) * around + (len(starts) - 1) * shared
+        if most is not None and total > most:
+            raise InputTooLongError(
+                f"the question and its context have {total} tokens in {len(starts)} windows, the "
+                f"limit is {most}"
+            )
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         words = np.array([-1 if word is None else word for word in encoding.word_ids])
-        windows = []
-        for start in range(first, last, step):
-            end = min(start + room, last)
-            keep = np.r_[0:first, start:end, last : len(tokens)]
+
+        def cut(start: int) -> Window:
+            keep = np.r_[0:first, start : min(start + room, last), last : len(tokens)]
             part = Tokens(tokens.ids[keep], tokens.type_ids[keep], tokens.segments[keep])
-            windows.append(Window(part, offsets[keep], words[keep], owners[keep] == 1))
-            if end == last:
-                break
-        return windows
+            return Window(part, offsets[keep], words[keep], owners[keep] == 1)
+
+        return map(cut, starts)
 
 
 def _limit(options: dict[str, Any], stated: int | None, max_positions: int) -> int:

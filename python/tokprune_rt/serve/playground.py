@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class _Input:
         if not need.answers(self.model):
             self.encodings = tokenizer.encodings(self.texts)
             return [tokenizer.tokens(encoding) for encoding in self.encodings]
-        windows, _ = context_windows(
+        cut, _ = context_windows(
             self.model,
             self.text,
             self.documents[0],
@@ -87,7 +88,7 @@ class _Input:
             max_seq_len=None,
             doc_stride=None,
         )
-        self.windows = windows[:1]
+        self.windows = list(islice(cut, 1))
         return [window.tokens for window in self.windows]
 
     def result(self, rows: Sequence[FloatArray]) -> dict[str, Any]:

@@ -108,10 +108,12 @@ class Tag(Truncating):
 class Answer(Body):
     question: str
     context: str
-    top_k: int = Field(1, ge=1)
-    max_answer_len: int = Field(15, ge=1)
-    max_seq_len: int | None = Field(None, ge=1)
-    doc_stride: int | None = Field(None, ge=0)
+    top_k: int = Field(1, ge=1, le=100)
+    max_answer_len: int = Field(15, ge=1, le=256, description="In tokens.")
+    max_seq_len: int | None = Field(None, ge=1, description="Tokens per window; default 384.")
+    doc_stride: int | None = Field(
+        None, ge=0, description="Tokens that windows share, at most half a window; default 128."
+    )
     handle_impossible_answer: bool = False
 
 

@@ -17,7 +17,7 @@ from tokprune_rt.tasks.classify import label_scores, ranked_labels
 from tokprune_rt.tasks.numeric import sigmoid
 from tokprune_rt.tasks.rank import best, cascade
 from tokprune_rt.tasks.tag import check_strategy, entities_of
-from tokprune_rt.tokenizer import TextOrPair, check_text
+from tokprune_rt.tokenizer import TextOrPair, Window, check_text
 
 # Hidden states are answered as text, a hundred times the size of what was asked.
 _MOST_STATES = 8192
@@ -239,9 +239,9 @@ async def answer(
 ) -> Any:
     """The answer, or with ``top_k`` > 1 the answers, to a question, as `Model.answer`."""
     call.characters += len(question) + len(context)
-    windows, text = await served.tokenized(
-        call,
-        lambda: context_windows(
+
+    def prepare() -> tuple[list[Window], str]:
+        cut, text = context_windows(
             served.model,
             question,
             context,
@@ -249,11 +249,15 @@ async def answer(
             max_answer_len=max_answer_len,
             max_seq_len=max_seq_len,
             doc_stride=doc_stride,
-        ),
-    )
+            most=served.settings.max_tokens,
+        )
+        return list(cut), text
+
+    windows, text = await served.tokenized(call, prepare)
     job = await served.run(call, [w.tokens for w in windows], Work("logits"), profile)
     rows = [row for row in job.rows if row is not None]
     best = await served.off_loop(
-        lambda: best_answers(windows, rows, text, top_k, max_answer_len, handle_impossible_answer)
+        lambda: best_answers(windows, rows, text, top_k, max_answer_len, handle_impossible_answer),
+        call.characters,
     )
     return best if top_k > 1 else best[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +47,8 @@ def answer(
         top_k: how many answers to return.
         max_answer_len: longest answer in tokens.
         max_seq_len: tokens per window, question included; default 384, at most the model's limit.
-        doc_stride: tokens that neighbouring windows share; default 128, at most half a window.
+        doc_stride: tokens that neighbouring windows share, at most half a window; default 128, or
+            half a window where that is less.
         handle_impossible_answer: let the empty answer compete.
         batch_size: a batch holds at most ``128 * batch_size`` tokens.
 
@@ -60,7 +61,7 @@ def answer(
             window, or a bad number.
         TypeError: question or context is no text.
     """
-    windows, text = context_windows(
+    cut, text = context_windows(
         model,
         question,
         context,
@@ -69,6 +70,7 @@ def answer(
         max_seq_len=max_seq_len,
         doc_stride=doc_stride,
     )
+    windows = list(cut)
     sequences = [window.tokens for window in windows]
     logits = token_logits(model, sequences, profile=profile, batch_size=batch_size)
     best = best_answers(windows, logits, text, top_k, max_answer_len, handle_impossible_answer)
@@ -84,32 +86,49 @@ def context_windows(
     max_answer_len: int,
     max_seq_len: int | None,
     doc_stride: int | None,
-) -> tuple[list[Window], str]:
-    """The windows that `answer` reads and the context's text; arguments and errors are its own."""
+    most: int | None = None,
+) -> tuple[Iterator[Window], str]:
+    """The windows that `answer` reads and the context's text; arguments and errors are its own,
+    and InputTooLongError when the windows together have more than ``most`` tokens."""
     model.require_task("question-answering", "answer")
     asked, text = check_text(question, "question"), check_text(context, "context")
     for name, value in (("question", asked), ("context", text)):
         if not value.strip():
             raise ValueError(f"{name} is empty")
     for name, number in (("top_k", top_k), ("max_answer_len", max_answer_len)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        if not _is_int(number, 1):
             raise ValueError(f"{name} must be a positive int, got {number!r}")
-    return windows_of(model.tokenizer, asked, text, max_seq_len, doc_stride), text
+    limit, stride = _sizes(model.tokenizer, max_seq_len, doc_stride)
+    windows = model.tokenizer.windows(asked, text, max_length=limit, stride=stride, most=most)
+    return windows, text
 
 
-def windows_of(
-    tokenizer: Tokenizer,
-    question: str,
-    context: str,
-    max_seq_len: int | None = None,
-    doc_stride: int | None = None,
-) -> list[Window]:
-    """The windows in which `answer` reads a context; arguments and errors as there."""
-    limit = min(max_seq_len or DEFAULT_MAX_SEQ_LEN, tokenizer.max_length)
-    stride = min(DEFAULT_STRIDE, limit // 2) if doc_stride is None else doc_stride
-    if stride < 0:
-        raise ValueError(f"doc_stride must not be negative, got {doc_stride}")
-    return tokenizer.windows(question, context, max_length=limit, stride=stride)
+def windows_of(tokenizer: Tokenizer, question: str, context: str) -> list[Window]:
+    """The windows in which `answer` reads a context unless told otherwise; errors as there."""
+    limit, stride = _sizes(tokenizer, None, None)
+    return list(tokenizer.windows(question, context, max_length=limit, stride=stride))
+
+
+def _is_int(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _sizes(
+    tokenizer: Tokenizer, max_seq_len: int | None, doc_stride: int | None
+) -> tuple[int, int]:
+    """Tokens of a window, and those that neighbours share."""
+    if max_seq_len is not None and not _is_int(max_seq_len, 1):
+        raise ValueError(f"max_seq_len must be a positive int or None, got {max_seq_len!r}")
+    given = DEFAULT_MAX_SEQ_LEN if max_seq_len is None else max_seq_len
+    limit = min(given, tokenizer.max_length)
+    if doc_stride is None:
+        return limit, min(DEFAULT_STRIDE, limit // 2)
+    if not _is_int(doc_stride, 0) or doc_stride > limit // 2:
+        raise ValueError(
+            f"doc_stride must be an int from 0 to {limit // 2}, half a window of {limit} tokens, "
+            f"or None, got {doc_stride!r}"
+        )
+    return limit, doc_stride
 
 
 def best_answers(
@@ -123,18 +142,22 @@ def best_answers(
     """What `answer` finds in the windows of ``text``: at most ``top_k`` answers, best first, and
     for one that is asked for at least an empty one. ``logits``: [tokens, 2] of each window."""
     answers: list[dict[str, Any]] = []
-    null_score = 1.0
+    null_score, floor = 1.0, -1.0
     for window, rows in zip(windows, logits, strict=True):
         start, end = _probabilities(rows, window.in_context, handle_impossible_answer)
         if handle_impossible_answer:
             null_score = min(null_score, float(start[0] * end[0]))
             start[0] = end[0] = 0
-        for i, j in _best_spans(start, end, window.in_context, top_k, max_answer_len):
+        for i, j in _best_spans(start, end, window.in_context, top_k, max_answer_len, floor):
             first, last = _characters(window, i, j)
             score = float(start[i] * end[j])
             answers.append(
                 {"score": score, "start": first, "end": last, "answer": text[first:last]}
             )
+        if len(answers) >= 2 * top_k:
+            answers = _distinct(answers)[:top_k]
+            if len(answers) == top_k:
+                floor = answers[-1]["score"]
     if handle_impossible_answer:
         answers.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
     best = _distinct(answers)[:top_k]
@@ -154,9 +177,15 @@ def _probabilities(
 
 
 def _best_spans(
-    start: Floats, end: Floats, in_context: NDArray[np.bool_], top_k: int, max_answer_len: int
+    start: Floats,
+    end: Floats,
+    in_context: NDArray[np.bool_],
+    top_k: int,
+    max_answer_len: int,
+    floor: float,
 ) -> list[tuple[int, int]]:
-    """The ``top_k`` best (first, last) token pairs inside the context, best first."""
+    """The ``top_k`` best (first, last) token pairs inside the context whose score is above
+    ``floor``, best first."""
     n = len(start)
     width = min(max_answer_len, n)
     firsts = np.arange(n)[:, None]
@@ -165,10 +194,12 @@ def _best_spans(
     lasts = np.minimum(lasts, n - 1)
     scores = start[:, None] * end[lasts]
     scores = np.where(inside & in_context[:, None] & in_context[lasts], scores, -1.0).ravel()
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return [
-        (int(place) // width, int(lasts.ravel()[place])) for place in order if scores[place] >= 0
-    ]
+    places = np.flatnonzero(scores > floor)
+    if len(places) > top_k:
+        least = np.partition(scores[places], -top_k)[-top_k]
+        places = places[scores[places] >= least]
+    order = places[np.argsort(-scores[places], kind="stable")[:top_k]]
+    return [(int(place) // width, int(lasts.ravel()[place])) for place in order]
 
 
 def _characters(window: Window, first: int, last: int) -> tuple[int, int]:
