@@ -377,6 +377,7 @@ def test_policies_that_differ_warn(minilm_folder: Path) -> None:
     model = tokprune_rt.SentenceTransformer(minilm_folder, policy=POLICY)
     model.encode_query("a")
     model.encode_document("b")
+    model.encode_document("b", profile="default")
     with pytest.warns(PolicyMismatchWarning, match="documents .*profile fast"):
         model.encode_document("b", profile="fast")
     model.encode_query("a")

@@ -158,6 +158,10 @@ def test_options_of_encode(tiny: BuildModel, tmp_path: Path) -> None:
     refused = run("embed", tiny("bert"), source, out, *chosen[4:], code=2).stderr
     assert "made by another job" in refused and "profile was 'mild', is None" in refused
     assert out.stat().st_mtime_ns == before
+    # The policy's own numbers have two names, which are the same job.
+    own = tmp_path / "own.npy"
+    assert embed_file(model, source, own, column="body").found == 0
+    assert embed_file(model, source, own, column="body", profile="default").found == 150
 
 
 def test_refused_names(model: Any, tiny: BuildModel, tmp_path: Path) -> None:

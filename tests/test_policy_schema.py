@@ -139,6 +139,8 @@ BAD_VALUES: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("steps", 0, "action"), {"kind": "merge", "log_size": 1}, "$.steps[0].action.log_size"),
     (("profiles",), [], "$.profiles"),
     (("profiles", "off"), {}, "$.profiles.off"),
+    (("profiles", "default"), {}, '$.profiles.default: found the name "default"'),
+    (("profiles", ""), {}, 'allowed: any name except "", "off" and "default"'),
     (("profiles", "fast", "theta_scale"), -1, "$.profiles.fast.theta_scale"),
     (("profiles", "fast", "theta_scale"), float("inf"), "$.profiles.fast.theta_scale"),
     (("profiles", "fast", "steps"), [], "$.profiles.fast.steps"),

@@ -65,7 +65,8 @@ def calibrate(
 
     Raises:
         ValueError: fewer than 30 texts, texts mixed with pairs, a model without embeddings and
-            classes, or a target that no policy reaches; says how close it came.
+            classes, a folder with measurements of another model, texts or machine, or a target
+            that no policy reaches; says how close it came.
     """
     settings = settings or Settings()
     if model.dimension is None and model.config.task != "sequence-classification":

@@ -11,7 +11,7 @@ from typing import Any
 from tokprune_rt.loader import resolve
 from tokprune_rt.loading import load
 from tokprune_rt.model import Model
-from tokprune_rt.policy import OFF, Policy, PolicySource
+from tokprune_rt.policy import DEFAULT, OFF, Policy, PolicySource
 
 
 class PolicyMismatchWarning(UserWarning):
@@ -61,10 +61,13 @@ class Settings:
 
 
 def vector_policy(model: Model, profile: str | None) -> tuple[str, str | None]:
-    """What vectors must have in common to be compared: the policy's hash and the profile."""
+    """What vectors must have in common to be compared: the policy's hash and the profile.
+
+    The profile is None for the policy's own numbers, whichever way they were asked for.
+    """
     if profile == OFF or model.policy is None:
         return OFF, None
-    return model.policy_hash, profile
+    return model.policy_hash, None if profile == DEFAULT else profile
 
 
 def warn_if_different(

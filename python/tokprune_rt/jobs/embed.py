@@ -16,6 +16,7 @@ from tokprune_rt.jobs.work import Done, Job, Work, finished
 from tokprune_rt.jobs.writing import Form, check_output, make_form
 from tokprune_rt.model import Model
 from tokprune_rt.outputs import FloatArray
+from tokprune_rt.policy import DEFAULT
 
 Progress = Callable[[int, int], object]
 """Called with the rows that are finished and the rows that there are."""
@@ -105,7 +106,7 @@ def embed_file(
         "model": model.name,
         "model_fingerprint": _fingerprint(encode),
         "policy_hash": model.policy_hash,
-        "profile": profile,
+        "profile": None if profile == DEFAULT else profile,
         "precision": model.precision,
         "dimension": model.dimension,
         "normalized": bool(normalize_embeddings) or model.setup.normalize,

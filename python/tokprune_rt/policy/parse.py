@@ -28,6 +28,7 @@ from .choices import Score, Select
 from .fields import ACTIONS, ALTERNATIVES, BOUNDS, LIMITS, PROTECT, SCORES, SELECTORS
 from .rules import check_policy
 from .schema import (
+    DEFAULT,
     FORMAT,
     OFF,
     VERSION,
@@ -281,8 +282,9 @@ def parse_policy(
     )
     profiles: dict[str, Profile] = {}
     for name, item in fields["profiles"].items():
-        if name == OFF or not name:
-            fail(child("$.profiles", name), f'the name "{name}"', f'any name except "" and "{OFF}"')
+        if name in ("", OFF, DEFAULT):
+            others = f'any name except "", "{OFF}" and "{DEFAULT}"'
+            fail(child("$.profiles", name), f'the name "{name}"', others)
         profiles[name] = _parse_profile(item, child("$.profiles", name), steps)
     fields.update(scores=scores, steps=steps, profiles=profiles, tensors=tensors)
     policy = Policy(**fields)

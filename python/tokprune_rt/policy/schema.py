@@ -24,8 +24,9 @@ from .storage import FloatArray, digest, write_policy
 FORMAT = "token-policy"
 VERSION = 1
 OFF = "off"
+"""The profile without pruning, bit-identical to the dense engine."""
 DEFAULT = "default"
-"""The profile that every policy has: no pruning, bit-identical to the dense engine."""
+"""The profile of the policy's own numbers, as None. Every policy has both; none defines them."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class Policy:
         dead_first: rule of official LTP checkpoints ("passive" in JSON): token 0 may be dropped;
             its row then goes on without attention context, is neither key nor voter, is counted
             nowhere, and stays row 0 of the output.
-        profiles: name -> overrides. `off` always exists and is not listed.
+        profiles: name -> overrides. `off` and `default` always exist and are not listed.
         output: None when the file leaves it to the model.
         tensors: name -> float32 array of `token_policy.safetensors`.
         provenance: free JSON: where the policy comes from and what was measured.
@@ -220,7 +221,7 @@ class Policy:
             ValueError: there is no such profile (`off` has no numbers and is not accepted).
         """
         selects = tuple(step.select for step in self.steps)
-        if profile is None or (profile == DEFAULT and DEFAULT not in self.profiles):
+        if profile in (None, DEFAULT):
             return selects, self.limits, 1.0
         if profile not in self.profiles:
             known = ", ".join([OFF, *self.profiles])
