@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +102,7 @@ class Model:
         """Names for ``profile=``; ``"off"`` is always among them."""
         return self.engine.profiles
 
-    @property
+    @cached_property
     def policy_hash(self) -> str:
         """Identifies the policy (``"off"``: none); embeddings compare only when it is equal."""
         return "off" if self.policy is None else policy_hash(self.policy)

@@ -85,8 +85,9 @@ class Served:
         self.name = name
         self.model = model
         self.settings = settings
+        # A hash of all the policy's tensors: not for the first request to wait for.
+        self.policy = model.policy_hash
         self._pools = pools
-        self.ready = False
         self._speed = Speed()
         self._start = self._known(settings.profile)
         known = [self._start, *(self._known(name) for name in self.profiles)]
@@ -135,7 +136,6 @@ class Served:
         """Run every profile at full load once more, so that the first requests find it measured."""
         for profile in self._costs:
             self._measure(profile, max(2, self.settings.max_batch_tokens // _PROBE_TOKENS))
-        self.ready = True
 
     def _measure(self, profile: Profile, texts: int) -> int:
         """Run texts of chance under a profile; returns their multiply-adds."""
@@ -202,7 +202,7 @@ class Served:
         A cancelled caller drops the job. Raises ServeError: 413, 424, 429, 503 or 504.
         """
         tokens = sum(len(item) for item in sequences)
-        call.model, call.policy = self.name, self.model.policy_hash
+        call.model, call.policy = self.name, self.policy
         call.items += len(sequences)
         call.tokens += tokens
         if tokens > self.settings.max_tokens:
