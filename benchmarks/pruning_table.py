@@ -28,6 +28,7 @@ from pruning_sets import SETS, longest, part, reported, split
 from tokprune_rt.files import atomic_file
 from tokprune_rt.loader import describe_model
 from tokprune_rt.loading import load
+from tokprune_rt.policy import find_policy
 from tokprune_rt.train import (
     SCHEDULES,
     Data,
@@ -92,10 +93,12 @@ def train_all(
     for method in ("dense", *methods):
         folder = out / method
         if folder.exists():
+            check_target(folder, target if method != "dense" else None)
             continue
         begin = time.perf_counter()
+        learning = out / f"{method}-learning"  # the name comes last, when everything is there
         if method == "dense":
-            finetune(run(MODEL, folder), rate=chosen.rate)
+            finetune(run(MODEL, learning), rate=chosen.rate)
         else:
             if chosen.longest:
                 held_out = chosen.longest // 10
@@ -104,10 +107,19 @@ def train_all(
             schedule = SCHEDULES[method]
             if chosen.copies is not None:
                 schedule = replace(schedule, copies=chosen.copies)
-            LEARNED[method](run(out / "dense", folder), target=target, schedule=schedule)
+            LEARNED[method](run(out / "dense", learning), target=target, schedule=schedule)
         if chosen.max_length is not None:
-            set_length(folder, chosen.max_length)
+            set_length(learning, chosen.max_length)
+        learning.rename(folder)
         say(f"{name}, {method}: {time.perf_counter() - begin:.0f} s")
+
+
+def check_target(folder: Path, target: float | None) -> None:
+    """ValueError for a folder that learned another budget."""
+    policy = find_policy(folder)
+    found = None if policy is None else policy.provenance["target"]
+    if found != target:
+        raise ValueError(f"{folder} learned the target {found}, asked for {target}: delete it")
 
 
 def set_length(folder: Path, tokens: int) -> None:
@@ -156,7 +168,6 @@ def measure(
         )
 
     learned = {method: run(out / method, "auto") for method in methods}
-    # Least first: a baseline may not profit from a method that missed its budget.
     macs = max(row.macs for found in learned.values() for row in found.rows if row.macs < 1)
     rows = [("dense", run(out / "dense", "off"))]
     for kind in BASELINES:

@@ -202,6 +202,10 @@ def test_predict_classes(tiny: BuildModel, tmp_path: Path) -> None:
     assert [item["labels"] for item in top] == model.predict(texts, top_k=3)
     name = str(tmp_path)
     assert "is taken" not in run("predict", folder, name).stderr
+    (tmp_path / "gold.jsonl").write_text(json.dumps({"text": texts[0], "label": "gold", "n": 1}))
+    gold = run("predict", folder, "--input", tmp_path / "gold.jsonl")
+    assert "what the records had as 'label' gave way" in gold.stderr
+    assert json_lines(gold.stdout)[0]["n"] == 1
     (tmp_path / "file.txt").write_text("a text")
     assert "--input " in run("predict", folder, tmp_path / "file.txt").stderr
     raw = json_lines(run("predict", folder, *texts, "--raw-scores").stdout)
@@ -226,6 +230,8 @@ def test_predict_classes(tiny: BuildModel, tmp_path: Path) -> None:
     table = tmp_path / "pairs.tsv"
     table.write_text("\n".join(map("\t".join, [("#1 String", "#2 String"), *quoted])))
     columns = ["--field", "#1 String", "--pair-field", "#2 String"]
+    bad = run("predict", folder, "--input", table, *columns[:3], "#3 String", code=2).stderr
+    assert "no field '#3 String' for --pair-field, only '#1 String', '#2 String'" in bad
     raw = json_lines(run("predict", folder, "--input", table, *columns, "--raw-scores").stdout)
     assert [(item["#1 String"], item["#2 String"]) for item in raw] == quoted
     found = np.array([item["logits"] for item in raw], np.float32)

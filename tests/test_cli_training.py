@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_cli import run
+from test_cli import MINILM, run
 from test_train import DEV, TRAIN
 
 import tokprune_rt
@@ -73,6 +73,8 @@ def test_errors_are_one_line(dense: Path, tables: dict[str, Path], tmp_path: Pat
     assert "no column 'label'" in bad and bad.count("\n") == 1
     bad = run("finetune", dense, out, *columns(tables), "--device", "gpu", code=2).stderr
     assert "--device gpu" in bad and bad.count("\n") == 1
+    bad = run("finetune", dense, out, *columns(tables), "--threads", "-1", code=2).stderr
+    assert bad == "error: --threads: found -1; allowed: 1 or more\n"
     bad = run("train", "ltp", "all-MiniLM-L6-v2", out, *columns(tables), code=2).stderr
     assert "run `tokprune finetune` first" in bad
     bad = run("train", "ltp", dense, out, *columns(tables), "--bins", "5", code=2).stderr
@@ -95,9 +97,19 @@ def test_options_from_a_file(
     run("finetune", tiny("bert"), tmp_path / "b", *given)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+    in_float32 = "fp32: true\nepochs: 1\ntext: sentence\nlabel: kind\n"
+    path.write_text(f"train: {tables['train']}\ndev: {tables['dev']}\n{in_float32}")
+    shown = run("finetune", tiny("bert"), tmp_path / "d", "--config", path).stderr
+    assert "bfloat16" not in shown
+    path.write_text(f"texts: {tmp_path / 'none.txt'}\npreset: quantile\nset: [q=0.2]\n")
+    assert "none.txt" in run("distil", MINILM, tmp_path / "e", "--config", path, code=2).stderr
+    path.write_text("set: [[1]]")
+    bad = run("distil", MINILM, tmp_path / "e", "--config", path, code=2).stderr
+    assert "set: expected a text or a number, or a list of them, found [[1]]" in bad
     for content, message in (
         ("speed: 3", "unknown option 'speed'; known: train, dev, text"),
         ("batch_size: 3", "unknown option 'batch_size'; known: train"),
+        ("fp32: 1", "fp32: expected true or false, found 1"),
         ("epochs: [1]", "epochs: expected a text or a number, found [1]"),
         ("epochs: true", "epochs: expected a text or a number, found True"),
         ("epochs: many", ": epochs: "),

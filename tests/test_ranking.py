@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ def test_equal_scores_are_taken_at_their_worst() -> None:
 
 def test_what_a_ranking_needs(tiny: Any) -> None:
     tokenizer = tokenizer_of(tiny("bert"))
+    one_sided = Examples([("a", "b"), ("a", "c")], ["1", "1"])
+    with pytest.raises(ValueError, match="found 1 query, none with both"):
+        finetune(dataclasses.replace(run_of(tiny("bert"), Path("out")), dev=one_sided))
     task = RankTask((), "map")
     with pytest.raises(ValueError, match=r"needs pairs of a query and a document.*\(line 2\)"):
         task.encode(Examples([("a", "b"), "a"], ["1", "0"], ["line 1", "line 2"]), tokenizer)
@@ -129,13 +133,9 @@ def test_fine_tuning_under_a_policy(reranker: Path, tmp_path: Path) -> None:
     (off, pruned) = evaluate(result.folder, pairs(16, 2), metric="map", rounds=1).rows
     assert pruned.macs < 0.9 < off.macs
     assert pruned.score == pytest.approx(result.scores["pruned"], abs=0.1)
-    merging = policy()["steps"][0] | {
-        "select": {"kind": "bipartite", "ratio": 0.8},
-        "action": {"kind": "merge"},
-    }
-    scores = {"looked": {"kind": "similarity"}}
-    with pytest.raises(ValueError, match="not available in training"):
-        finetune(run_of(reranker, tmp_path / "no"), policy=policy(scores=scores, steps=[merging]))
+    by_chance = policy(scores={"looked": {"kind": "random"}})
+    with pytest.raises(ValueError, match="score 'random' is not available in training"):
+        finetune(run_of(reranker, tmp_path / "no"), policy=by_chance)
 
 
 def test_from_the_shell(reranker: Path, tmp_path: Path) -> None:

@@ -157,6 +157,15 @@ def test_artefacts_that_are_none(tiny: Any, tmp_path: Path) -> None:
     quantised, _ = checkpoint(tiny, tmp_path / "q", quant_mode=True)
     with pytest.raises(UnsupportedModelError, match="quant_mode is true"):
         import_ltp(quantised, out)
+    for name, mode in (
+        ("final_token_threshold", "absolute_threshold"),
+        ("token_keep_rate", "topk"),
+        ("token_threshold", "threshold"),
+        ("num_hidden_layers", "topk"),
+    ):
+        bare, _ = checkpoint(tiny, tmp_path / f"{mode}-{name}", prune_mode=mode, **{name: None})
+        with pytest.raises(ModelFormatError, match=f"{name}: expected a number, found None"):
+            import_ltp(bare, out)
     odd, _ = checkpoint(tiny, tmp_path / "o", prune_mode="magic")
     with pytest.raises(UnsupportedModelError, match="prune_mode is 'magic'; supported: absolute"):
         import_ltp(odd, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -42,6 +43,22 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def only_process(folder: Path, output: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder``, which is made, and where ``output`` comes from.
+
+    Raises BlockingIOError when another one is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "ab") as lock:
+        try:
+            # The system gives it up when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process is working on {output}") from error
+        yield
 
 
 def check_new_folder(path: Path) -> None:

@@ -69,13 +69,14 @@ def predict(
         typer.Option("--field", "--column", metavar="NAME", help="Field or column with the text."),
     ] = "text",
     pair_field: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--pair-field",
             metavar="NAME",
-            help="Field or column with the second text of a pair, where a record has one.",
+            help="Field or column with the second text of a pair; default: text_pair, if there.",
+            show_default=False,
         ),
-    ] = "text_pair",
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -129,8 +130,11 @@ def predict(
     for text in texts or []:
         if os.path.isfile(text):
             note_line(f"{text!r} is taken for a text; --input {text} reads the file")
-    fields = _Fields(field, pair_field)
+    fields = _Fields(field, pair_field or "text_pair")
     records = _records(texts or [], pair or [], source, kind, fields)
+    if pair_field and records and not any(pair_field in record for record in records):
+        known = ", ".join(map(repr, records[0]))
+        raise ValueError(f"no field {pair_field!r} for --pair-field, only {known}")
     loaded = load_model(
         model,
         policy=policy,
@@ -147,14 +151,18 @@ def predict(
         "top_k": top_k,
         "raw_scores": raw_scores,
     }
-    run = _task(loaded, options)
+    run, replaced = _task(loaded, options), set[str]()
     with output_file(output) as stream, progress_bar(len(records), "predicting") as advance:
         for first in range(0, len(records), _CHUNK):
             part = records[first : first + _CHUNK]
             for record, result in zip(part, run(part, fields), strict=True):
+                replaced |= record.keys() & result.keys()
                 stream.write(json_line({**record, **result}))
             stream.flush()
             advance(len(part))
+    if replaced:
+        names = ", ".join(map(repr, sorted(replaced)))
+        note_line(f"what the records had as {names} gave way to what was predicted")
 
 
 def _records(
@@ -167,7 +175,10 @@ def _records(
         for number, record in enumerate(records):
             # Empty cells of a table and null mean that there is no second text.
             if not isinstance(record.get(fields.pair, ""), str | None):
-                raise ValueError(f"{source}: record {number}: {fields.pair!r} is not a text")
+                found = type(record[fields.pair]).__name__
+                raise ValueError(
+                    f"{source}: record {number + 1}: {fields.pair!r} is {found}, not a text"
+                )
         return records
     if not texts:
         raise ValueError("nothing to predict; give texts, or a file with --input")

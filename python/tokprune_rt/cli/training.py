@@ -75,6 +75,8 @@ def prepare(device: str, threads: int | None) -> None:
     Raises ImportError that says what to install, and ValueError for a device that is not there.
     """
     need_torch()
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads: found {threads}; allowed: 1 or more")
     import torch
 
     from tokprune_rt._core import default_threads
@@ -230,7 +232,7 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, number("--epochs", "Of learning what to prune; default 3 to 5.", min=1)
+        int | None, number("--epochs", "Of learning what to prune; default 3, of gates 4.", min=1)
     ] = None,
     hard_epochs: Annotated[
         int | None, number("--hard-epochs", "Of the weights under the decisions; default 2.", min=1)

@@ -21,20 +21,27 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     options = {
         name.removeprefix("--"): option
         for option in context.command.params
-        for name in option.opts
+        for name in (*option.opts, *option.secondary_opts)
         if name.startswith("--") and name not in ("--config", "--help")
     }
     values: dict[str, Any] = {}
-    for name, value in _mapping(path).items():
+    for name, given in _mapping(path).items():
         if name not in options:
             raise ValueError(f"{path}: unknown option {name!r}; known: {', '.join(options)}")
         option = options[name]
         is_flag = bool(getattr(option, "is_flag", False))
-        if not isinstance(value, str | int | float) or isinstance(value, bool) != is_flag:
-            expected = "true or false" if is_flag else "a text or a number"
-            raise ValueError(f"{path}: {name}: expected {expected}, found {value!r}")
+        many = bool(getattr(option, "multiple", False))
+        listed = given if many and isinstance(given, list) else [given]
+        for value in listed:
+            if not isinstance(value, str | int | float) or isinstance(value, bool) != is_flag:
+                expected = "true or false" if is_flag else "a text or a number"
+                expected += ", or a list of them" if many else ""
+                raise ValueError(f"{path}: {name}: expected {expected}, found {given!r}")
+        value = [str(each) for each in listed] if many else given
+        if f"--{name}" in option.secondary_opts:  # as --fp32 is of --bf16
+            value = not value
         try:
-            option.process_value(context, str(value))
+            option.process_value(context, value if many else str(value))
         except typer.BadParameter as error:
             raise ValueError(f"{path}: {name}: {error.message}") from error
         assert option.name is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokprune_rt.files import atomic_file
+from tokprune_rt.files import atomic_file, only_process
 
 Job = Mapping[str, Any]
 
@@ -45,13 +44,7 @@ class Work:
 
         Raises BlockingIOError when another process works on the same output.
         """
-        self.folder.mkdir(exist_ok=True)
-        with open(self.folder / "lock", "ab") as lock:
-            try:
-                # The system gives it up when the process ends, however it ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlockingIOError(f"another process is working on {self.output}") from error
+        with only_process(self.folder, self.output):
             try:
                 yield
             finally:

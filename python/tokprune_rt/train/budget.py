@@ -76,19 +76,21 @@ class Budget(nn.Module):
             raise ValueError(f"target: found {target}; allowed: above 0, below 1")
         self.target, self.warm_up = target, warm_up
         self.register_buffer("linear", torch.zeros(()))
-        self._excess: list[Tensor] = []
+        self._excess: list[tuple[Tensor, int]] = []
 
-    def forward(self, expected: Tensor, done: float) -> Tensor:
-        """The penalty on an expected share of work when ``done`` of the stage is over."""
+    def forward(self, expected: Tensor, done: float, texts: int = 1) -> Tensor:
+        """The penalty on the expected share of work of so many ``texts`` when ``done`` of the stage
+        is over."""
         now = 1 - (1 - self.target) * (min(1.0, done / self.warm_up) if self.warm_up else 1.0)
         excess = expected - now
-        self._excess.append(excess.detach())
+        self._excess.append((excess.detach(), texts))
         return self.linear * excess + _SQUARE * excess.square()
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Let the multiplier follow what the penalties of a step were of."""
-        self.linear += _GROWTH * torch.stack(self._excess).mean()
+        total = sum(texts for _, texts in self._excess)
+        self.linear += _GROWTH * sum(excess * (texts / total) for excess, texts in self._excess)
         self._excess = []
 
 

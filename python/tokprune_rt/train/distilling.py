@@ -19,7 +19,6 @@ from torch import Tensor
 
 from tokprune_rt.calibration.judge import Quality, VectorJudge
 from tokprune_rt.calibration.passes import Passes
-from tokprune_rt.files import check_new_folder
 from tokprune_rt.loader import describe_model, resolve
 from tokprune_rt.loading import choose_policy, load
 from tokprune_rt.model import Model
@@ -31,6 +30,7 @@ from tokprune_rt.policy import (
     find_policy,
     parse_policy,
     policy_hash,
+    weights_digest,
 )
 from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train.data import Encoded, tokenizer_of
@@ -40,7 +40,7 @@ from tokprune_rt.train.loop import Training
 from tokprune_rt.train.masked import Pass
 from tokprune_rt.train.merging import Reducer, Rows
 from tokprune_rt.train.merging_search import merging_policy
-from tokprune_rt.train.runs import checkpoints_of
+from tokprune_rt.train.runs import checkpoints_of, model_facts, one_at_a_time
 from tokprune_rt.train.stage import Say, Settings, Stage
 from tokprune_rt.train.tasks import Floats
 
@@ -123,6 +123,7 @@ class Distilled:
     rows: list[Served]
 
 
+@one_at_a_time
 def distil(run: DistilRun, schedule: DistilSchedule | None = None) -> Distilled:
     """Fine-tune an embedding model towards its own dense vectors under a policy.
 
@@ -131,7 +132,6 @@ def distil(run: DistilRun, schedule: DistilSchedule | None = None) -> Distilled:
             execute, an unknown profile, or too few texts.
     """
     schedule = schedule or DistilSchedule()
-    check_new_folder(run.out)
     source = resolve(run.source)
     check_embedder(source, describe_model(source)[1])
     learning, held_out = _split(run)
@@ -146,13 +146,13 @@ def distil(run: DistilRun, schedule: DistilSchedule | None = None) -> Distilled:
     facts = {
         "method": "distil",
         **asdict(schedule),
-        "model": str(source),
+        **model_facts(source),
         "policy": policy_hash(policy),
         "profiles": [name or DEFAULT for name in served],
         "max_length": run.max_length,
         "data": data,
     }
-    before, vectors = _measured(load(source, policy, precision="fp32"), judged, served)
+    before, vectors = _measured(_runtime(source, policy), judged, served)
     embedder, teacher = Embedder(source), DenseTeacher(Embedder(source), run.settings.device)
     goal = TowardsDense(schedule.ranking, schedule.temperature, schedule.rows)
     training = Training(
@@ -180,7 +180,7 @@ def distil(run: DistilRun, schedule: DistilSchedule | None = None) -> Distilled:
     training.run_stage(Stage("distil", epochs, schedule.rate, chooser, loss, whole=True))
     with model_copy(run.out, source, embedder.model) as work:
         policy.save(work)
-        after, _ = _measured(load(work, precision="fp32"), judged, served, vectors)
+        after, _ = _measured(_runtime(work, "auto"), judged, served, vectors)
         rows = [
             Served(name, row.macs, before[name].quality, row.quality) for name, row in after.items()
         ]
@@ -196,6 +196,11 @@ def distil(run: DistilRun, schedule: DistilSchedule | None = None) -> Distilled:
         replace(policy, provenance=remembered).save(work)
     shutil.rmtree(checkpoints_of(run.out))
     return Distilled(run.out, rows)
+
+
+def _runtime(folder: Path, policy: PolicySource) -> Model:
+    """The model in fp32, on as many threads as training has."""
+    return load(folder, policy, precision="fp32", threads=torch.get_num_threads())
 
 
 def _split(run: DistilRun) -> tuple[list[str], list[str]]:
@@ -240,10 +245,11 @@ def _policy(run: DistilRun, source: Path, drawn: list[Tokens], data: str) -> Pol
     if run.policy == OFF:
         raise ValueError('policy: found "off"; a model is distilled under a policy that prunes')
     config, setup = describe_model(source)
-    folder = checkpoints_of(run.out) / f"policy-{data}-{run.target:g}"
+    weights = str(weights_digest(setup.encoder_folder))[:16]
+    folder = checkpoints_of(run.out) / f"policy-{weights}-{data}-{run.target:g}"
     found = choose_policy(run.policy, source, config, setup)
     if found is None and find_policy(folder) is None:
-        model = load(source, "off", precision="fp32")
+        model = _runtime(source, "off")
         policy = merging_policy(model, drawn[:_SEARCHED], run.target, run.say)
         folder.mkdir(parents=True, exist_ok=True)
         parse_policy(policy).save(folder)

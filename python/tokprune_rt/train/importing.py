@@ -61,7 +61,7 @@ def import_ltp(source: Path, out: Path, s_pad: float = 128) -> Path:
             f"{source / 'config.json'}: quant_mode is true; only checkpoints without quantisation "
             "can be imported (precision='int8' quantises here)"
         )
-    layers = int(config["num_hidden_layers"])
+    layers = int(_value(config, "num_hidden_layers", source))
     deltas = np.zeros(layers, np.float32)
     tensors: dict[str, Tensor] = {}
     for name, value in _weights(source).items():
@@ -94,13 +94,12 @@ def _ltp_document(
     mode = config.get("prune_mode", "absolute_threshold")
     provenance = {"method": "ltp", "imported": "LTP checkpoint", "prune_mode": mode}
     if mode == "absolute_threshold":
-        if _FINAL not in config:
-            raise ModelFormatError(f"{source / 'config.json'}: no {_FINAL}")
+        final = float(_value(config, _FINAL, source))
         alive = config.get("scoring_mode") == "mean_norm"
         return preset(
             "ltp",
             layers=layers,
-            final_threshold=float(config[_FINAL]),
+            final_threshold=final,
             deltas=deltas,
             s_pad=s_pad,
             norm="alive" if alive else None,
@@ -109,7 +108,7 @@ def _ltp_document(
         )
     if mode == "topk":
         first = max(3, math.ceil(0.15 * layers))
-        final = float(config["token_keep_rate"])
+        final = float(_value(config, "token_keep_rate", source))
         places = list(range(first, layers))
         span = max(1, layers - first)
         rates = [max(0.01, 1 - (1 - final) * (i + 1) / span) for i in range(len(places))]
@@ -117,12 +116,25 @@ def _ltp_document(
         return _official(layers, places, select, provenance)
     if mode == "threshold":
         places = list(range(1, layers))
-        select = {"kind": "threshold_rel", "t": float(config["token_threshold"]), "of": "max"}
+        select = {
+            "kind": "threshold_rel",
+            "t": float(_value(config, "token_threshold", source)),
+            "of": "max",
+        }
         return _official(layers, places, select, provenance)
     raise UnsupportedModelError(
         f"{source / 'config.json'}: prune_mode is {mode!r}; supported: absolute_threshold, topk, "
         "threshold"
     )
+
+
+def _value(config: Mapping[str, Any], name: str, source: Path) -> float:
+    found = config.get(name)
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        raise ModelFormatError(
+            f"{source / 'config.json'}: {name}: expected a number, found {found!r}"
+        )
+    return found
 
 
 def _official(

@@ -139,7 +139,8 @@ def learn(
         return distilled(task, logits, targets, teaching.logits(passed, logits), labelled)
 
     def loss(logits: Tensor, targets: Tensor, passed: Pass, done: float) -> Tensor:
-        total = budget(method.expected_macs(passed), done) + taught(logits, targets, passed, done)
+        work = budget(method.expected_macs(passed), done, len(passed.lengths))
+        total = work + taught(logits, targets, passed, done)
         if not ranking:
             return total
         order, candidates = teaching.scores(passed), passed.real & ~passed.notes["protected"]
@@ -171,17 +172,10 @@ def learn(
     def macs(factor: float) -> float:
         return training.macs(chooser(factor), sample, method.macs, executor)
 
-    factor = factor_for(target, macs)
-    learned, adjusted = macs(1.0), macs(factor)
-    run.say(
-        f"multiply-adds: {learned:.1%} of dense as learned, {adjusted:.1%} adjusted, asked for "
-        f"{target:.1%}"
-    )
-    if learned > target + _FAR:
-        run.say(
-            "the decisions have not learned this budget, the adjustment takes what else it finds: "
-            "more epochs, more texts or a higher rate of the method would choose better"
-        )
+    fine_tuning, factor = f"{method.name}-hard", 1.0
+    if not training.has_done(fine_tuning):  # otherwise its checkpoint has the factor
+        factor = factor_for(target, macs)
+        _say_budget(run, target, macs(1.0), macs(factor))
     # What the weights learn moves scores.
     held = Held(
         factor,
@@ -191,7 +185,7 @@ def learn(
         _FITS_OF_AN_EPOCH * schedule.hard_epochs,
     )
     hard = Stage(
-        f"{method.name}-hard",
+        fine_tuning,
         schedule.hard_epochs,
         schedule.rate,
         held.chooser,
@@ -218,6 +212,18 @@ def learn(
     }
     finish(run, source, model, method.policy(factor, provenance=provenance_of(run, facts)))
     return Result(run.out, {"dense": dense, "pruned": score}, reached)
+
+
+def _say_budget(run: Run, target: float, learned: float, adjusted: float) -> None:
+    run.say(
+        f"multiply-adds: {learned:.1%} of dense as learned, {adjusted:.1%} adjusted, asked for "
+        f"{target:.1%}"
+    )
+    if learned > target + _FAR:
+        run.say(
+            "the decisions have not learned this budget, the adjustment takes what else it finds: "
+            "more epochs, more texts or a higher rate of the method would choose better"
+        )
 
 
 def _widened(run: Run, source: Path, labelled: Encoded, copies: int) -> Encoded:

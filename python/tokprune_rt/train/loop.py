@@ -128,9 +128,13 @@ class Training:
         tokens = [data.tokens[i] for i in places]
         return collate(tokens, config.pad_token_id or 0, typed, self._device)
 
+    def has_done(self, name: str) -> bool:
+        """Whether the stage of this name was completed by an earlier run."""
+        return name in self._done()
+
     def run_stage(self, stage: Stage) -> float:
         """Train, and return the dev score of the weights that the stage ends with, in points."""
-        if self._saved is not None and stage.name in self._saved["done"]:
+        if self.has_done(stage.name):
             return self._restore_done(stage)
         self._learning = stage.examples or self.train
         self._lengths = lengths_of(self._learning)
@@ -295,7 +299,8 @@ class Training:
         if self._saved is None:
             return
         before, now = self._saved["run"], self._facts
-        other = {name: before.get(name) for name in now if before.get(name) != now[name]}
+        names = {**before, **now}
+        other = {name: before.get(name) for name in names if before.get(name) != now.get(name)}
         if other:
             raise OtherRunError(self._path, other)
 
@@ -314,7 +319,7 @@ class Training:
 
     def _write(self, content: dict[str, Any]) -> None:
         content["run"] = self._facts
-        self._saved = content
+        self._saved = {name: content[name] for name in ("run", "stage", "done", "random")}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with atomic_file(self._path) as file:
@@ -333,8 +338,8 @@ class Training:
                 "weights": self._weights(stage),
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
-                "progress": asdict(state),
-                "random": random_state(),
+                "progress": vars(state),
+                "random": random_state(self._device),
             }
         )
 
@@ -355,7 +360,7 @@ class Training:
         for name, before in done.items():
             if name != stage.name:
                 before["weights"].pop("model", None)
-        self._write({"stage": "", "done": done, "random": random_state()})
+        self._write({"stage": "", "done": done, "random": random_state(self._device)})
 
     def _restore_done(self, stage: Stage) -> float:
         assert self._saved is not None

@@ -370,10 +370,9 @@ def executing(
 
     Raises ValueError for scores and actions that exist only in the runtime.
     """
-    masking = PolicyChooser(policy)
     if not leaving.restores:
         try:
             return MergingEncoder(model), Reducer(policy)
-        except ValueError:  # tables
+        except ValueError:  # tables; masks may know better, or what to say
             pass
-    return MaskedEncoder(model), masking
+    return MaskedEncoder(model), PolicyChooser(policy)

@@ -54,5 +54,9 @@ def per_query(
         order = np.lexsort((relevant, -scores[of_query]))
         found.append(METRICS[metric](relevant[order]))
     if not found:
-        raise ValueError(f"{metric} needs a query with a relevant document and one that is not")
+        count = len(np.unique(queries))
+        raise ValueError(
+            f"{metric} needs a query with a relevant document and one that is not; found "
+            f"{count} {'query' if count == 1 else 'queries'}, none with both"
+        )
     return np.array(found)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 
-from tokprune_rt.loader import resolve
-from tokprune_rt.policy import PolicySource, load_policy, policy_hash
+from tokprune_rt.loader import describe_model, families, resolve
+from tokprune_rt.loading import choose_policy
+from tokprune_rt.policy import PolicySource, policy_hash
 from tokprune_rt.train.folders import (
     new_model,
     new_task,
 )
 from tokprune_rt.train.gates import Gates
-from tokprune_rt.train.hard import PolicyChooser
 from tokprune_rt.train.learning import SCHEDULES, Parts, Schedule, learn
 from tokprune_rt.train.ltp import LtpThresholds
 from tokprune_rt.train.merging import executing
 from tokprune_rt.train.power import PowerRetention
-from tokprune_rt.train.runs import Result, Run, finish, training_of
+from tokprune_rt.train.runs import Result, Run, finish, one_at_a_time, training_of
 from tokprune_rt.train.stage import Stage
 from tokprune_rt.train.top import TopMasks
 
 
+@one_at_a_time
 def finetune(
     run: Run, *, epochs: int = 3, rate: float = 5e-5, policy: PolicySource | None = None
 ) -> Result:
@@ -31,19 +33,21 @@ def finetune(
     ``policy``: the weights learn under its decisions, and it is written beside them; None: dense.
 
     Raises:
+        PolicyError: the policy does not fit the model.
         ValueError: data of another task, or a policy with scores or actions that exist only in
             the runtime.
     """
     source = resolve(run.source)
-    under = None if policy is None else load_policy(policy)
-    if under is not None:
-        PolicyChooser(under)  # raises before a model is made
     task = new_task(run.train, run.regression, run.metric)
+    under = None
+    if policy is not None:
+        config, setup = describe_model(source)
+        headed = replace(config, task=cast(families.Task, task.kind)), replace(setup, pooling=())
+        under = choose_policy(policy, source, *headed)
     torch.manual_seed(run.settings.seed)  # of the head
     model = new_model(source, task)
     recipe: dict[str, Any] = {"method": "finetune", "epochs": epochs, "rate": rate}
-    if under is not None:
-        recipe["policy"] = policy_hash(under)
+    recipe["policy"] = None if under is None else policy_hash(under)
     training = training_of(run, source, model, task, recipe)
     encoder, chooser = (None, None) if under is None else executing(model, under, task.leaving)
     stage = Stage("finetune", epochs, rate, lambda: chooser, encoder=encoder)
@@ -52,6 +56,7 @@ def finetune(
     return Result(run.out, {"dense" if under is None else "pruned": score})
 
 
+@one_at_a_time
 def train_ltp(
     run: Run,
     *,
@@ -89,6 +94,7 @@ def train_ltp(
     return learn("ltp", run, make, target, speedup, schedule, recipe)
 
 
+@one_at_a_time
 def train_top(
     run: Run,
     *,
@@ -117,6 +123,7 @@ def train_top(
     return learn("top", run, make, target, speedup, schedule, recipe, ranking)
 
 
+@one_at_a_time
 def train_gate(
     run: Run,
     *,
@@ -141,6 +148,7 @@ def train_gate(
     return learn("gate", run, make, target, speedup, schedule, {"shape": shape})
 
 
+@one_at_a_time
 def train_power_bert(
     run: Run,
     *,

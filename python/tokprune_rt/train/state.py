@@ -63,9 +63,10 @@ class Telling:
         )
 
 
-def random_state() -> list[Tensor]:
-    """Of every generator that dropout may draw from."""
-    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+def random_state(device: torch.device) -> list[Tensor]:
+    """Of every generator that dropout may draw from; a CPU's run asks nothing of an accelerator."""
+    others = torch.cuda.get_rng_state_all() if device.type == "cuda" else []
+    return [torch.get_rng_state(), *others]
 
 
 def set_random_state(states: list[Tensor]) -> None:

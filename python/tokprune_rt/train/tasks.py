@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -278,8 +279,8 @@ def text_task(labels: Sequence[str], regression: bool, metric: str | None) -> Te
     if regression:
         return TextTask((), metric or "spearman")
     names = set(labels)
-    numeric = all(name.lstrip("-").isdigit() for name in names)
-    ordered = sorted(names, key=int) if numeric else sorted(names)
+    numeric = all(re.fullmatch("-?[0-9]+", name) for name in names)
+    ordered = sorted(names, key=lambda name: (int(name) if numeric else 0, name))
     if len(ordered) < 2:
         raise ValueError(f"a classification needs 2 labels or more, found {ordered}")
     if len(ordered) > max(_MANY_LABELS, len(labels) / 2):
