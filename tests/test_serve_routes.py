@@ -12,6 +12,7 @@ from serving import POLICY, Running, running
 
 import tokprune_rt as tp
 from tokprune_rt import Model
+from tokprune_rt.policy import policy_hash
 from tokprune_rt.tokenizer import Window
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Paris", "What is the capital?"]
@@ -203,6 +204,12 @@ def test_root_follows_the_task(run: Running) -> None:
     assert single == run.post("/predict", inputs="a", model="classifier")
     piped = run.post("/", inputs="a", model="classifier", parameters={"top_k": 2})
     assert piped == [single[:2]]
+    everything = run.post("/", inputs="a", model="classifier", parameters={"top_k": None})
+    assert everything == [single]
+    for top_k in ("x", -1, 0, 1.5, True):
+        parameters = {"top_k": top_k}
+        error = run.post("/", 422, inputs="a", model="classifier", parameters=parameters)["error"]
+        assert error.startswith("top_k: Input should be")
     assert run.post("/", query="a", texts=["b"], model="reranker") == run.post(
         "/rerank", query="a", texts=["b"]
     )
@@ -245,6 +252,24 @@ def test_headers_tell_what_it_cost(run: Running, models: dict[str, Model]) -> No
     assert int(headers["x-tokprune-kept-tokens"]) == stats.kept_per_layer[-1] < stats.tokens_in
     assert int(headers["x-compute-characters"]) == sum(map(len, TEXTS))
     assert float(headers["x-inference-time"]) > 0
+
+
+def test_requests_do_not_hash_the_policy(tiny: BuildModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tp.load(tiny("bert"), policy=POLICY, threads=1)
+    hashed: list[Any] = []
+
+    def digest(policy: Any) -> str:
+        hashed.append(policy)
+        return policy_hash(policy)
+
+    monkeypatch.setattr("tokprune_rt.model.policy_hash", digest)
+    with running({"m": model}) as run:
+        assert len(hashed) == 1
+        for _ in range(2):
+            headers = run.client.post("/embed", json={"inputs": "a"}).headers
+            assert headers["x-tokprune-policy"] == model.policy_hash[:12]
+        assert run.client.get("/info").json()["policy_hash"] == model.policy_hash
+    assert hashed == [model.policy]
 
 
 def test_info_and_models(run: Running, models: dict[str, Model]) -> None:

@@ -53,6 +53,14 @@ class Predict(Truncating):
     raw_scores: bool = False
 
 
+class LabelParameters(BaseModel):
+    """What a Hugging Face pipeline of labels takes and ``/predict`` does not."""
+
+    model_config = ConfigDict(strict=True)
+
+    top_k: int | None = Field(None, ge=1)
+
+
 class Document(BaseModel):
     text: str
 

@@ -245,7 +245,7 @@ async def _classified(
     if pipeline is None:
         return await predict(server, _as(schemas.Predict, fields), call)
     apply = pipeline.pop("function_to_apply", None)
-    top_k = pipeline.pop("top_k", None)
+    top_k = _as(schemas.LabelParameters, {"top_k": pipeline.pop("top_k", None)}).top_k
     if apply not in (None, "none"):
         raise invalid(
             f"function_to_apply {apply!r} is not supported; leave it out or use 'none'",
@@ -301,7 +301,7 @@ def describe(served: Served) -> dict[str, Any]:
         "dimension": model.dimension,
         "isa": model.isa,
         "threads": model.threads,
-        "policy_hash": model.policy_hash,
+        "policy_hash": served.policy,
         "profiles": served.profiles,
         "prompts": sorted(model.prompts),
     }
