@@ -279,11 +279,11 @@ def test_an_error_takes_the_place_of_the_result(driver: Any, run: Running) -> No
 
 
 def test_it_asks_for_the_key(driver: Any, models: dict[str, Model]) -> None:
-    with running({"embedder": models["embedder"]}, api_key="a key") as run:
+    with running({"embedder": models["embedder"]}, api_key="a-key") as run:
         page = Page(driver, run.url)
         page.wait(lambda: page["key"].is_displayed())
         assert page["key"].accessible_name == "API key"
-        page["key"].send_keys("a key", Keys.TAB)
+        page["key"].send_keys("a-key", Keys.TAB)
         page.loaded()
         assert page["error"].text == ""
         page.write("text", TEXT)

@@ -23,7 +23,7 @@ import tokprune_rt as tp
 from tokprune_rt import Model
 from tokprune_rt.serve import Settings, create_app
 
-KEY = "a key"
+KEY = "a-key"
 
 
 @pytest.fixture(scope="module")
@@ -199,12 +199,24 @@ def test_the_log_has_no_texts(model: Model, caplog: pytest.LogCaptureFixture) ->
         ({"timeout_s": float("nan")}, "timeout_s must be a positive number"),
         ({"slo_ms": -1.0}, "slo_ms"),
         ({"api_key": " "}, "api_key is empty"),
+        ({"api_key": "my key"}, "api_key has white space at position 3 of 6"),
+        ({"api_key": "my\nkey"}, "api_key has white space at position 3 of 6"),
+        ({"api_key": "schl\xfcssel"}, "not visible ASCII at position 5 of 9"),
+        ({"api_key": "my\x00key"}, "not visible ASCII at position 3 of 6"),
         ({"min_profile": "fast"}, "min_profile 'fast'"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], fragment: str) -> None:
-    with pytest.raises(ValueError, match=fragment):
+    with pytest.raises(ValueError, match=fragment) as caught:
         Settings(**changes)
+    assert (changes.get("api_key", "").strip() or "?") not in str(caught.value)
+
+
+def test_a_key_from_a_file_with_a_line_break(model: Model) -> None:
+    with running({"m": model}, api_key=f" {KEY}\n") as run:
+        run.client.headers["authorization"] = f"Bearer {KEY}"
+        assert run.post("/embed", inputs="a")
+        assert KEY not in repr(run.server.settings)
 
 
 def free_port() -> int:
