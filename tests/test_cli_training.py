@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import MINILM, run
 from test_train import DEV, TRAIN
 
 import tokprune_rt
+from tokprune_rt.policy import weights_digest
 from tokprune_rt.train import loop
 from tokprune_rt.train.runs import checkpoints_of
 from tokprune_rt.train.stage import prefers_bf16
@@ -151,6 +152,12 @@ def test_an_interruption_says_how_to_go_on(
     mine, other = ("--bf16", "--fp32") if prefers_bf16("cpu") else ("--fp32", "--bf16")
     bad = run(*command, other, code=2).stderr
     assert f"is of a run with {mine}; run with the same" in bad
+    weights = dense / "model.safetensors"
+    before_it, digest = weights.read_bytes(), weights_digest(dense)
+    save_file({k: v + 1 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
+    bad = run(*command, code=2).stderr
+    assert f"is of a run with MODEL's weights {str(digest)[:12]}; run with the same" in bad
+    weights.write_bytes(before_it)
     run(*command)
     assert not checkpoints_of(out).exists()
 

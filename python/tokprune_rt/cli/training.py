@@ -98,6 +98,8 @@ def say(line: str) -> None:
 # What checkpoints call by other names than the command line.
 _CALLED = {
     "model": "MODEL",
+    "weights": "MODEL's weights",
+    "policy": "policy",
     "target": "--target-macs",
     "data": "data",
     "labels": "labels",
@@ -105,6 +107,9 @@ _CALLED = {
     "method": "method",
     "dense": "--dense-share",
 }
+
+# Those whose values are digests.
+_DIGESTS = ("weights", "policy", "data")
 
 
 @contextmanager
@@ -120,7 +125,8 @@ def resumable(target: Path) -> Iterator[None]:
         def call(name: str, value: Any) -> str:
             if name == "bf16":
                 return "--bf16" if value else "--fp32"
-            return f"{_CALLED.get(name, '--' + name.replace('_', '-'))} {value!r}"
+            called = _CALLED.get(name, f"--{name.replace('_', '-')}")
+            return f"{called} {str(value)[:12] if name in _DIGESTS else repr(value)}"
 
         raise ValueError(error.told(call)) from error
     except KeyboardInterrupt:
