@@ -18,10 +18,12 @@ import httpx
 import pytest
 from conftest import BuildModel
 from serving import TIMEOUT, Running, running, wait_for
+from starlette.testclient import TestClient
 
 import tokprune_rt as tp
 from tokprune_rt import Model
 from tokprune_rt.serve import Settings, create_app
+from tokprune_rt.serve.served import Served
 
 KEY = "a-key"
 
@@ -140,6 +142,42 @@ def test_it_says_when_it_is_not_ready(model: Model) -> None:
         assert response.status_code == 503 and int(response.headers["retry-after"]) >= 1
         run.server.ready = True
         assert run.client.get("/health").status_code == 200
+
+
+def test_a_model_that_cannot_be_warmed_up(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(served: Served) -> None:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(Served, "warm_up", broken)
+    app = create_app({"m": model})
+    with TestClient(app) as client:
+        wait_for(lambda: app.state.server.failure)
+        found = [client.get(path) for path in ("/health", "/ready", "/live")]
+        found.append(client.post("/embed", json={"inputs": "a"}))
+    for response in found:
+        assert response.status_code == 503 and "retry-after" not in response.headers
+        wanted = "m could not be warmed up: RuntimeError: on purpose"
+        assert response.json() == {"error": wanted, "error_type": "Unhealthy"}
+
+
+def test_the_command_ends_when_a_model_cannot_be_warmed_up(tiny: BuildModel) -> None:
+    code = (
+        "from tokprune_rt.cli import main\n"
+        "from tokprune_rt.serve.served import Served\n"
+        "Served.warm_up = lambda self: 1 / 0\n"
+        "main()"
+    )
+    command = ["serve", f"mini={tiny('bert')}", "--port", str(free_port()), "--threads", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 2
+    wanted = "error: mini could not be warmed up: ZeroDivisionError: division by zero"
+    assert done.stderr.splitlines()[-1] == wanted
 
 
 def test_a_dead_encoder_is_not_healthy(model: Model) -> None:

@@ -14,12 +14,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as PathRoute
 
+from tokprune_rt.errors import TokpruneError
 from tokprune_rt.serve import openai, playground, tei
 from tokprune_rt.serve.errors import ServeError, unhealthy
 from tokprune_rt.serve.metrics import CONTENT_TYPE, Metrics
 from tokprune_rt.serve.openapi import document
 from tokprune_rt.serve.registry import Registry
-from tokprune_rt.serve.routing import Route, Server, endpoint, problem, reply
+from tokprune_rt.serve.routing import (
+    Route,
+    Server,
+    check_alive,
+    check_started,
+    endpoint,
+    problem,
+    reply,
+)
 from tokprune_rt.serve.served import Call, Pools, Served
 from tokprune_rt.serve.settings import Settings
 
@@ -30,14 +39,12 @@ LOG = logging.getLogger("tokprune_rt.serve")
 
 
 async def _live(server: Server, body: None, call: Call) -> Any:
+    check_alive(server)
     return Response(status_code=200)
 
 
 async def _ready(server: Server, body: None, call: Call) -> Any:
-    if server.draining:
-        raise unhealthy("the server is shutting down")
-    if not server.ready:
-        raise unhealthy("the server is starting")
+    check_started(server)
     if not all(served.worker.alive for served in server.registry):
         raise unhealthy("an encoder's thread has ended")
     return Response(status_code=200)
@@ -50,7 +57,7 @@ async def _metrics(server: Server, body: None, call: Call) -> Any:
 _PUBLIC = [
     Route("GET", "/health", _ready, "Whether requests are answered", public=True),
     Route("GET", "/ready", _ready, "Alias of /health", public=True),
-    Route("GET", "/live", _live, "Whether the process runs", public=True),
+    Route("GET", "/live", _live, "Whether the process needs no restart", public=True),
     Route("GET", "/metrics", _metrics, "Prometheus' metrics", public=True),
 ]
 
@@ -120,8 +127,11 @@ async def _warm_up(server: Server) -> None:
     for served in server.registry:
         try:
             await served.off_loop(served.warm_up)
-        except Exception:
+        except Exception as error:
             LOG.exception("%s could not be warmed up", served.name)
+            server.failure = TokpruneError(
+                f"{served.name} could not be warmed up: {type(error).__name__}: {error}"
+            )
             return
     server.ready = True
     LOG.info('{"event": "ready"}')

@@ -19,7 +19,7 @@ _STATUSES = {
     "422": "Invalid request",
     "424": "The encoder failed",
     "429": "Overloaded; see Retry-After",
-    "503": "Starting or shutting down",
+    "503": "Starting, shutting down, or not able to start",
     "504": "Not done in time",
 }
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from tokprune_rt.errors import TokpruneError
 from tokprune_rt.serve.errors import (
     Dialect,
     ServeError,
@@ -52,6 +53,7 @@ class Server:
 
     Attributes:
         ready: every model has been warmed up.
+        failure: a model could not be warmed up, for good; str() says which.
         draining: the process is ending; what was accepted is finished, nothing more is taken.
         open: requests being worked on.
     """
@@ -61,6 +63,7 @@ class Server:
     metrics: Metrics
     pools: Pools
     ready: bool = False
+    failure: TokpruneError | None = None
     draining: bool = False
     open: int = 0
 
@@ -145,13 +148,25 @@ def _admit(server: Server, request: Request) -> None:
         same = hmac.compare_digest(given.strip().encode(), key.encode())
         if scheme.lower() != "bearer" or not same:
             raise ServeError(401, "Unauthorized", "the API key is missing or wrong")
+    check_started(server)
+    limit = server.settings.max_concurrent_requests
+    if server.open >= limit:
+        raise overloaded(f"model is overloaded: {limit} requests are open", retry_after=1.0)
+
+
+def check_started(server: Server) -> None:
+    """ServeError 503 of a server that does not answer requests, yet or any more."""
+    check_alive(server)
     if server.draining:
         raise unhealthy("the server is shutting down")
     if not server.ready:
         raise unhealthy("the server is starting")
-    limit = server.settings.max_concurrent_requests
-    if server.open >= limit:
-        raise overloaded(f"model is overloaded: {limit} requests are open", retry_after=1.0)
+
+
+def check_alive(server: Server) -> None:
+    """ServeError 503 of a server that will never answer requests."""
+    if server.failure is not None:
+        raise ServeError(503, "Unhealthy", str(server.failure))
 
 
 def _patience(server: Server, request: Request) -> float:

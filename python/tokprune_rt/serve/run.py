@@ -26,7 +26,8 @@ _KEEP_ALIVE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
-    """Says that it is not ready as soon as it is told to end, and what it waits for then."""
+    """Says that it is not ready as soon as it is told to end, and what it waits for then. Ends
+    by itself when a model could not be warmed up."""
 
     def __init__(self, config: uvicorn.Config, server: Server, say: Callable[[str], None]) -> None:
         super().__init__(config)
@@ -38,6 +39,9 @@ class _Server(uvicorn.Server):
         # uvicorn's own would raise the signal again at the end, when everything is done.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._server.failure is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         count = self._server.open
@@ -67,6 +71,7 @@ def run(
     Raises:
         ValueError: as `create_app`.
         OSError: the address cannot be used.
+        TokpruneError: a model could not be warmed up.
     """
     chosen = settings or Settings()
     app = create_app(models, chosen)
@@ -88,6 +93,8 @@ def run(
         if host not in _LOOPBACK and chosen.api_key is None:
             say(f"whoever reaches {shown}:{port} can use this server; --api-key KEY asks for a key")
         _Server(config, app.state.server, say).run(sockets=[listener])
+    if app.state.server.failure is not None:
+        raise app.state.server.failure
 
 
 def _listening(host: str, port: int) -> socket.socket:
