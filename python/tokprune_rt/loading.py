@@ -26,6 +26,7 @@ from tokprune_rt.policy import (
     shipped_policy,
 )
 
+_MOST_THREADS = 1024
 PRECISIONS = ("auto", "fp32", "bf16", "int8", "bf16x3")
 
 
@@ -49,7 +50,8 @@ def load(
             split into bfloat16 terms, made for AMX (without it: fp32); ``"bf16"``; ``"int8"``,
             uint8 activations scaled row by row and int8 weights per output channel. ``"auto"``
             never gives up quality: bf16x3 with AMX, else fp32.
-        threads: worker threads; default: what the CPU, the affinity mask and the cgroup allow.
+        threads: worker threads, at most 1024; default: what the CPU, the affinity mask and the
+            cgroup allow.
         isa: instruction set to use, for example ``"avx2"``; default: ``TOKPRUNE_ISA`` or the best
             one.
         packed_cache: a folder for packed weights. The first load of a model at a precision writes a
@@ -61,7 +63,10 @@ def load(
         ModelFormatError: a file of the model is missing, damaged or contradictory.
         UnsupportedModelError: the architecture or an option of it is not supported.
         PolicyError: the policy is malformed or does not fit the model.
+        TypeError: ``threads`` is no int, or ``isa`` no str.
         ValueError: an unknown precision or instruction set, or a bad number of threads.
+        OSError: ``packed_cache`` has no file of the model, and none can be written; told before the
+            weights are read, unless the disk is full.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; supported are {', '.join(PRECISIONS)}")
@@ -70,12 +75,18 @@ def load(
             raise TypeError(f"threads must be an int or None, got {type(threads).__name__}")
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
+        if threads > _MOST_THREADS:
+            raise ValueError(f"threads must be at most {_MOST_THREADS}, got {threads}")
+    if isa is not None and not isinstance(isa, str):
+        raise TypeError(f"isa must be a str or None, got {type(isa).__name__}")
     folder = resolve(name)
     cache = packed = None
     if packed_cache is not None:
         effective = _core.resolve_precision(precision, isa or "")
         cache = packed_file(Path(packed_cache), folder, effective)
         packed = cache.read()
+        if packed is None:
+            cache.check()
     loaded = load_model(folder, packed)
     chosen = choose_policy(policy, folder, loaded.config, loaded.setup)
     model = Model(

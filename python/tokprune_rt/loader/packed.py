@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,21 +63,35 @@ class PackedFile:
                 return None
             shapes = {name: tuple(shape) for name, shape in header["shapes"].items()}
             data = np.memmap(self.path, np.uint8, "r", offset=start, shape=(header["bytes"],))
-        except (FileNotFoundError, struct.error, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError):
             return None
         # The plain array keeps the mapping alive.
         return PackedWeights(shapes, data.view(np.ndarray))
 
+    def check(self) -> None:
+        """Make the folder; raises OSError when no file can be written there."""
+        with self._writing(), tempfile.TemporaryFile(dir=self.path.parent):
+            pass
+
     def write(self, weights: PackedWeights) -> None:
-        """Write the file; readers see all of it or nothing."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the file; readers see all of it or nothing. Raises OSError as `check`."""
         header = json.dumps(
             {"key": self.key, "bytes": weights.data.size, "shapes": weights.shapes}
         ).encode()
         start = _MAGIC + struct.pack("<Q", len(header)) + header
-        with atomic_file(self.path) as file:
+        with self._writing(), atomic_file(self.path) as file:
             file.write(start.ljust(_round_up(len(start)), b"\0"))
             file.write(weights.data.data)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            told = f"packed_cache: no file can be written into {folder} ({error.strerror or error})"
+            raise OSError(error.errno, told) from error
 
 
 def _round_up(size: int) -> int:
