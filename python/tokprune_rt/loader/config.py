@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tokprune_rt.errors import ModelFormatError, UnsupportedModelError
 from tokprune_rt.loader.families import (
     FAMILIES,
@@ -238,8 +240,12 @@ def parse_config(
             f"{pad_id}"
         )
     eps = 1e-12 if family.model_type == "distilbert" else raw.get("layer_norm_eps", 1e-12)
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise ModelFormatError(f"{path}: layer_norm_eps must be a small number, found {eps!r}")
+    # The engine computes with float32, where the smallest numbers are 0.
+    small = isinstance(eps, int | float) and not isinstance(eps, bool) and 0 < eps < 1
+    if not small or not np.float32(eps) > 0:
+        raise ModelFormatError(
+            f"{path}: layer_norm_eps must be above 0 as a float32 and below 1, found {eps!r}"
+        )
     buckets = 0
     if family.relative_bias:
         buckets = number("relative_attention_num_buckets", 32, 32)
