@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import random_model as rm
 
 import tokprune_rt
+from tokprune_rt import _core
+from tokprune_rt.inputs import protect_mask
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,18 @@ def test_forced_isa_and_other_load_arguments(tiny: Any, monkeypatch: pytest.Monk
         tokprune_rt.load(tiny("bert"), threads=0)
     with pytest.raises(TypeError, match="threads must be an int"):
         tokprune_rt.load(tiny("bert"), threads="2")  # type: ignore[arg-type]
+    for many in (1025, 2**31):
+        with pytest.raises(ValueError, match=f"^threads must be at most 1024, got {many}$"):
+            tokprune_rt.load(tiny("bert"), threads=many)
+    with pytest.raises(TypeError, match=r"^isa must be a str or None, got int$"):
+        tokprune_rt.load(tiny("bert"), isa=5)  # type: ignore[arg-type]
+
+
+def test_a_head_of_two_layers_reads_the_first_token_only() -> None:
+    shape = rm.config(head="token", head_activation="tanh")
+    message = "config 'head_activation' is 'tanh'; expected '' with 'head' = 'token'"
+    with pytest.raises(ValueError, match=message):
+        _core.Encoder(shape, rm.tensors(shape), 1)
 
 
 @pytest.mark.parametrize("bad", [None, 3, b"bytes", {"text": "x"}, 1.5])
@@ -106,12 +121,40 @@ def test_forward_wrong_token_types(model: Any, tiny: Any) -> None:
         model.forward(ids, token_type_ids=[[0, 0]])
     with pytest.raises(ValueError, match=r"token_type_ids\[0\]\[2\] is 2, allowed are 0 to 1"):
         model.forward(ids, token_type_ids=[[0, 0, 2]])
-    with pytest.raises(ValueError, match=r"protect\[0\]\[0\] is 2"):
-        model.forward(ids, protect=[[2, 0, 0]])
     untyped = tokprune_rt.load(tiny("distilbert"))
     untyped.forward(ids, token_type_ids=[[0, 0, 0]])
     with pytest.raises(ValueError, match="is 1, allowed are 0 to 0"):
         untyped.forward(ids, token_type_ids=[[0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("protect", "error", "message"),
+    [
+        (5, TypeError, "protect must be a list of int sequences, got int"),
+        ([1, 0, 0], TypeError, "put a single sequence into a list"),
+        ([True, False, False], TypeError, "put a single sequence into a list"),
+        ([None], TypeError, r"protect\[0\] must be a sequence of int, got NoneType"),
+        ([[None] * 3], TypeError, r"protect\[0\] must hold integers or bools, got object"),
+        ([[0.9, 0.0, 1.0]], TypeError, r"protect\[0\] must hold integers or bools, got float64"),
+        ([["1", "0", "0"]], TypeError, r"protect\[0\] must hold integers or bools, got <U1"),
+        ([[2, 0, 0]], ValueError, r"protect\[0\]\[0\] is 2, allowed are 0 to 1"),
+        ([[1, 0]], ValueError, r"protect\[0\] has 2 entries, input_ids\[0\] has 3"),
+        ([[0, 0, 0]] * 2, ValueError, "protect has 2 sequences, input_ids has 1"),
+    ],
+)
+def test_forward_wrong_protection(
+    model: Any, protect: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        model.forward([[2, 9, 3]], protect=protect)
+
+
+def test_protection_by_bools_and_integers(model: Any) -> None:
+    tokens = model.tokenizer.tokenize(["a", "b"])
+    assert [len(item) for item in tokens] == [3, 3]
+    rows = [[True, False, True], [False, False, True]]
+    for same in (rows, np.array(rows), np.array(rows, np.uint8), [[1, 0, True], (0, 0, 1)]):
+        assert protect_mask(same, tokens).tolist() == [1, 0, 1, 0, 0, 1]
 
 
 def test_unknown_profile(model: Any) -> None:

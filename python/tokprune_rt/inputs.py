@@ -56,7 +56,7 @@ def texts_or_pairs(values: object, name: str) -> tuple[list[TextOrPair], bool]:
     return [text_or_pair(v, f"{name}[{i}]") for i, v in enumerate(values)], False
 
 
-def _integers(value: Any, where: str) -> NDArray[np.int64]:
+def _integers(value: Any, where: str, *, bools: bool = False) -> NDArray[np.int64]:
     if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
         raise TypeError(f"{where} must be a sequence of int, got {type(value).__name__}")
     try:
@@ -67,11 +67,14 @@ def _integers(value: Any, where: str) -> NDArray[np.int64]:
         raise TypeError(f"{where} must be a flat sequence of int, got {array.ndim} dimensions")
     if array.size == 0:
         raise ValueError(f"{where} is empty; every sequence needs at least one token")
+    if bools and array.dtype == np.bool_:
+        return array.astype(np.int64)
     if array.dtype.kind not in "iu":
         # numpy makes objects or floats of integers that are too large for it.
         if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
             raise ValueError(f"{where} holds an integer that does not fit into 64 bits")
-        raise TypeError(f"{where} must hold integers, got {array.dtype}")
+        allowed = "integers or bools" if bools else "integers"
+        raise TypeError(f"{where} must hold {allowed}, got {array.dtype}")
     if array.dtype == np.uint64:
         # Values beyond int64 would wrap and might pass the range check.
         array = np.minimum(array, np.uint64(2**63 - 1))
@@ -87,7 +90,7 @@ def _check_range(array: NDArray[np.int64], where: str, what: str, limit: int) ->
         )
 
 
-def _sequences(values: Any, name: str) -> list[NDArray[np.int64]]:
+def _sequences(values: Any, name: str, *, bools: bool = False) -> list[NDArray[np.int64]]:
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence | np.ndarray):
         raise TypeError(f"{name} must be a list of int sequences, got {type(values).__name__}")
     if len(values) and isinstance(values[0], int | np.integer):
@@ -95,13 +98,19 @@ def _sequences(values: Any, name: str) -> list[NDArray[np.int64]]:
             f"{name} must be a list of int sequences, got a list of int; put a single sequence "
             "into a list"
         )
-    return [_integers(value, f"{name}[{index}]") for index, value in enumerate(values)]
+    return [_integers(row, f"{name}[{index}]", bools=bools) for index, row in enumerate(values)]
 
 
 def _aligned(
-    values: Any, name: str, ids: Sequence[NDArray[np.int64]], limit: int, what: str
+    values: Any,
+    name: str,
+    ids: Sequence[NDArray[np.int64]],
+    limit: int,
+    what: str,
+    *,
+    bools: bool = False,
 ) -> list[NDArray[np.int64]]:
-    found = _sequences(values, name)
+    found = _sequences(values, name, bools=bools)
     if len(found) != len(ids):
         raise ValueError(f"{name} has {len(found)} sequences, input_ids has {len(ids)}")
     for index, (array, sequence) in enumerate(zip(found, ids, strict=True)):
@@ -151,10 +160,12 @@ def token_sequences(
 
 
 def protect_mask(protect: Any, sequences: Sequence[Tokens]) -> NDArray[np.uint8] | None:
-    """A per-token mask of tokens that must stay, one sequence of 0/1 per input sequence."""
+    """A per-token mask of tokens that must stay, one sequence of 0/1 or bool per input sequence.
+
+    Raises TypeError and ValueError as `token_sequences`.
+    """
     if protect is None:
         return None
     ids = [item.ids.astype(np.int64) for item in sequences]
-    rows = [np.asarray(row).astype(np.int64) for row in protect]
-    found = _aligned(rows, "protect", ids, 2, "no or yes")
+    found = _aligned(protect, "protect", ids, 2, "no or yes", bools=True)
     return np.concatenate(found).astype(np.uint8) if found else None
