@@ -144,6 +144,38 @@ def test_sequences_beyond_the_probability_store(level: str, precision: str) -> N
                 assert out["kept"][0].tolist() == halves
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("hidden", [24, 40, 312])
+@pytest.mark.parametrize("modes", [["cls", "mean"], ["mean", "max", "lasttoken"]])
+def test_several_poolings_stay_in_their_row(level: str, hidden: int, modes: list[str]) -> None:
+    """No vector of these widths ends where a panel does, so a mode pads into what follows it."""
+    shape = rm.config(
+        layers=1,
+        hidden=hidden,
+        heads=4,
+        embedding_size=hidden,
+        pooling=modes,
+        head="none",
+        head_activation="",
+    )
+    sequences = [rm.tokens(shape, length, 1) for length in [5, 1, 30, *range(2, 40)]]
+    for threads in (1, 2):
+        engine = _core.Encoder(shape, rm.tensors(shape), threads, level)
+        out = rm.forward(engine, sequences)
+        for i, (item, part) in enumerate(zip(sequences, split(out, sequences, False), strict=True)):
+            one = split(rm.forward(engine, [item]), [item], False)[0]
+            assert_same_parts(part, one, f"of sequence {i} on {threads} threads")
+            states = part["hidden"]
+            pooled = {
+                "cls": states[0],
+                "mean": states.mean(axis=0),
+                "max": states.max(axis=0),
+                "lasttoken": states[-1],
+            }
+            expected = np.concatenate([pooled[mode] for mode in modes])
+            np.testing.assert_allclose(part["pooled"], expected, rtol=1e-4, atol=1e-5)
+
+
 PROTECTED = [
     name
     for model, name in models_and_plans()

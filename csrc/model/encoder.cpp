@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/math.h"
+#include "kernels/abi.h"
 #include "ops/rows.h"
 
 namespace tokprune {
@@ -66,7 +67,10 @@ WorkspacePlan Encoder::workspace_plan(const RaggedBatch& batch, const ForwardOpt
 }
 
 void Encoder::reserve(Workspace& ws, const WorkspacePlan& plan) const {
-  int64_t widest = config_.hidden * std::max<int64_t>(1, std::ssize(config_.pooling));
+  // Modes lie side by side and are written in their order: each one's padding falls on columns that
+  // the next writes, the last one's on columns of its own.
+  const int64_t before_last = std::max<int64_t>(1, std::ssize(config_.pooling)) - 1;
+  int64_t widest = before_last * config_.hidden + round_up(config_.hidden, kernels::kPanel);
   for (const DenseWeights& d : weights_.dense) widest = std::max(widest, d.outputs);
   const int64_t logit_columns = std::max<int64_t>(1, weights_.head_out.outputs);
   widest = std::max(widest, weights_.head_dense.outputs);
