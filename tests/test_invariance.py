@@ -183,6 +183,14 @@ PROTECTED = [
 ]
 
 
+def ends_in_the_last_layer(document: dict[str, Any]) -> bool:
+    """Whether a step decides inside or after the last layer."""
+    return any(
+        step["layer"] == rm.LAYERS - 1 and step["site"] in ("mid", "post")
+        for step in document["steps"]
+    )
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @given(
     data=st.data(),
@@ -212,6 +220,12 @@ def test_the_first_row_path_equals_the_whole(
     assert pooled["hidden"] is None
     assert logits["pooled"] is None
     assert pooled["macs"] == logits["macs"] <= whole["macs"]
+    # Counts are those of the policy. Steps inside and after the last layer are skipped.
+    assert_same_bits(pooled["kept"], logits["kept"])
+    assert_same_bits(pooled["kept"][:-1], whole["kept"][:-1])
+    assert (pooled["kept"][-1] >= whole["kept"][-1]).all()
+    if name is None or not ends_in_the_last_layer(PLANS[name]):
+        assert_same_bits(pooled["kept"], whole["kept"])
     if max(sizes) > 1 and name is None:
         assert pooled["macs"] < whole["macs"]
 

@@ -54,7 +54,11 @@ def test_the_headers_count_both(run: Running) -> None:
     once = run.client.post("/rerank", json=asked).headers
     twice = run.client.post("/rerank", json=asked | {"rescore": 4}).headers
     assert once["x-tokprune-profile"] == twice["x-tokprune-profile"] == "fast"
-    assert int(twice["x-tokprune-tokens"]) == 2 * int(once["x-tokprune-tokens"])
+    tokens, kept = (int(once[f"x-tokprune-{name}tokens"]) for name in ("", "kept-"))
+    assert int(twice["x-tokprune-tokens"]) == 2 * tokens
+    # The exact pass keeps every token, although its last layer computes first tokens only.
+    assert 2 * len(TEXTS) < kept < tokens
+    assert int(twice["x-tokprune-kept-tokens"]) == kept + tokens
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "2"])

@@ -96,7 +96,8 @@ ForwardResult Encoder::forward(const Context& context, Workspace& ws, const Ragg
     const bool last = l + 1 == config_.layers;
     if (last && pass.first_rows_only) {
       layer_first_rows(pass, l);
-      std::fill_n(ws.kept_counts.data() + l * batch.sequences, batch.sequences, 1);
+      // What the policy has left, not what was computed: the other rows were read as keys.
+      pruner.record_kept(l, ws.kept_counts.data() + l * batch.sequences);
       norm(pass, weights_.layers.back().ffn_norm, ws.y, nullptr, ws.x, batch.sequences);
       break;
     }

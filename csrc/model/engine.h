@@ -26,7 +26,9 @@ struct EngineOutput {
   int64_t pooled_columns = 0;
   std::vector<float> logits;  // [sequences or tokens, logit_columns]
   int64_t logit_columns = 0;
-  std::vector<int32_t> kept;  // [layers, sequences] tokens alive after each layer
+  // [layers, sequences] tokens alive after each layer. A last layer that computes first tokens only
+  // skips its own steps, and all that it reads count.
+  std::vector<int32_t> kept;
   int64_t macs = 0;
   Trace trace;
 };
