@@ -130,6 +130,9 @@ void validate(const EncoderConfig& config) {
           "; expected at least 0");
   require(config.layer_norm_eps > 0, "config 'layer_norm_eps' is ", config.layer_norm_eps,
           "; expected a positive number");
+  require(config.head != HeadKind::kToken || config.head_activation.empty(),
+          "config 'head_activation' is '", config.head_activation,
+          "'; expected '' with 'head' = 'token', whose logits come from one layer");
 }
 
 EncoderWeights::EncoderWeights(const Context& context, const EncoderConfig& config,
