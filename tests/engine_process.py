@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import random_model as rm
@@ -99,6 +100,31 @@ def fork_during_use(threads: int) -> None:
     assert not wrong
 
 
+def end_during_use(threads: int) -> None:
+    """Processes that end while daemon threads are inside forward or wait to return from it."""
+    encoder = model(threads)
+
+    def work() -> None:
+        while True:
+            digest(encoder)
+
+    for _ in range(20):
+        process = os.fork()
+        if process == 0:
+            signal.alarm(CHILD_SECONDS)
+            for _ in range(4):
+                threading.Thread(target=work, daemon=True).start()
+            time.sleep(0.02)
+            sys.exit(0)  # ends the interpreter as the end of a script does; os._exit would not
+        _check(process)
+
+
+USES = {
+    "after": fork_after_use,
+    "during": fork_during_use,
+    "end": end_during_use,
+}
+
 if __name__ == "__main__":
-    {"after": fork_after_use, "during": fork_during_use}[sys.argv[1]](int(sys.argv[2]))
+    USES[sys.argv[1]](int(sys.argv[2]))
     print("same")

@@ -62,10 +62,19 @@ def test_python_threads_share_a_model(threads: int) -> None:
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("when", ["after", "during"])
 def test_forked_children_use_the_model(when: str, threads: int) -> None:
+    run_script(when, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_process_ends_while_daemon_threads_compute(threads: int) -> None:
+    run_script("end", threads)
+
+
+def run_script(use: str, threads: int) -> None:
     # In a process of its own: forking this one would copy every other library's threads as well.
     script = Path(engine_process.__file__)
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), when, str(threads)],
+        [sys.executable, "-W", "ignore", str(script), use, str(threads)],
         capture_output=True,
         text=True,
         timeout=TIMEOUT,

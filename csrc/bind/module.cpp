@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "bind/convert.h"
+#include "bind/gil.h"
 #include "bind/kernels.h"
 #include "cpu/isa.h"
 #include "cpu/topology.h"
@@ -86,7 +87,7 @@ py::dict forward(Engine& engine, const IntArray& input_ids, const IntArray& cu_s
 
   EngineOutput out;
   {
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     out = engine.forward(batch, options, trace);
   }
   const EncoderConfig& config = engine.encoder().config();
@@ -168,7 +169,7 @@ PYBIND11_MODULE(_core, m) {
              if (packed) {
                memory = std::as_bytes(std::span(packed->data(), packed->size()));
              }
-             const py::gil_scoped_release release;
+             const ReleasedGil released;
              return std::make_unique<Engine>(std::move(parsed), views, threads, isa, precision,
                                              memory);
            }),
