@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import random_model as rm
@@ -119,10 +120,43 @@ def end_during_use(threads: int) -> None:
         _check(process)
 
 
+def _resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_after_use(threads: int) -> None:
+    """Many large calls at once leave no more behind than one call, and ``threads`` workspaces."""
+    from tokprune_rt import _core
+
+    shape = rm.config(layers=1, hidden=384, heads=12, embedding_size=384, max_positions=512)
+    encoder = _core.Encoder(shape, rm.tensors(shape), threads)
+    batch = [rm.tokens(shape, 512, seed) for seed in range(8)]
+    callers = 12
+    together = threading.Barrier(callers)
+    loaded = _resident()
+    rm.forward(encoder, batch, want="pooled")
+    workspace = _resident() - loaded
+
+    def work() -> None:
+        for _ in range(3):
+            together.wait(CHILD_SECONDS)
+            rm.forward(encoder, batch, want="pooled")
+
+    workers = [threading.Thread(target=work) for _ in range(callers)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(CHILD_SECONDS)
+    left = _resident() - loaded
+    assert left < (threads + 2) * workspace, f"{left} bytes after {workspace} for one call"
+
+
 USES = {
     "after": fork_after_use,
     "during": fork_during_use,
     "end": end_during_use,
+    "memory": memory_after_use,
 }
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ def test_a_process_ends_while_daemon_threads_compute(threads: int) -> None:
     run_script("end", threads)
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_calls_at_once_give_their_memory_back(threads: int) -> None:
+    run_script("memory", threads)
+
+
 def run_script(use: str, threads: int) -> None:
     # In a process of its own: forking this one would copy every other library's threads as well.
     script = Path(engine_process.__file__)

@@ -128,7 +128,12 @@ Precision resolve_precision(std::string_view request, IsaLevel level) {
   return kernels::table_for(level).tiles ? Precision::kBf16x3 : Precision::kFp32;
 }
 
+// A busy moment leaves no more workspaces behind than `most`; each may be as large as the largest
+// micro-batch so far.
 struct Engine::IdleWorkspaces {
+  explicit IdleWorkspaces(int threads) : most(static_cast<std::size_t>(threads)) {}
+
+  const std::size_t most;
   std::mutex mutex;
   std::vector<std::unique_ptr<Workspace>> list;
 
@@ -142,7 +147,7 @@ struct Engine::IdleWorkspaces {
 
   void give(std::unique_ptr<Workspace> workspace) {
     const std::lock_guard lock(mutex);
-    list.push_back(std::move(workspace));
+    if (list.size() < most) list.push_back(std::move(workspace));
   }
 };
 
@@ -153,7 +158,7 @@ Engine::Engine(EncoderConfig config, const TensorMap& tensors, int threads, std:
       serial_(1),
       context_{&kernels::table_for(isa_), &pool_},
       encoder_(std::move(config), context_, tensors, resolve_precision(precision, isa_), packed),
-      idle_([] { return std::make_unique<IdleWorkspaces>(); }) {}
+      idle_([threads = pool_.size()] { return std::make_unique<IdleWorkspaces>(threads); }) {}
 
 Engine::~Engine() = default;
 

@@ -145,7 +145,7 @@ EncoderWeights::EncoderWeights(const Context& context, const EncoderConfig& conf
   if (packed) {
     memory_ = *packed;
   } else {
-    pages_ = ZeroPages(measured.used());
+    pages_ = AlignedBytes(measured.used());
     memory_ = {pages_.data(), pages_.size()};
   }
   require(memory_.size() == measured.used(), "packed weights have ", memory_.size(),

@@ -71,7 +71,7 @@ struct EncoderWeights {
   void build(const Context& context, const EncoderConfig& config, const TensorMap& tensors,
              Precision precision, Arena& arena);
 
-  ZeroPages pages_;
+  AlignedBytes pages_;
   std::span<const std::byte> memory_;
 };
 
