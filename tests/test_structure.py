@@ -84,6 +84,12 @@ def test_ops_name_no_level(path: Path) -> None:
     assert not re.findall(words, code, re.IGNORECASE)
 
 
+@pytest.mark.parametrize("path", [p for p in SOURCES if layer_of(p) == "model"], ids=name_of)
+def test_model_calls_kernels_through_ops(path: Path) -> None:
+    code = _COMMENT.sub("", path.read_text(encoding="utf-8"))
+    assert not re.findall(r"kernels\s*(?:->|\.)\s*\w+\s*\(|\b_mm\d*_\w+|\b__m\d+\w*", code)
+
+
 def test_pybind11_stays_in_bind() -> None:
     users = {layer_of(p) for p in SOURCES if "pybind11" in p.read_text(encoding="utf-8")}
     assert users == {"bind"}
