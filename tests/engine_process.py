@@ -126,7 +126,7 @@ def _resident() -> int:
 
 
 def memory_after_use(threads: int) -> None:
-    """Many large calls at once leave no more behind than one call, and ``threads`` workspaces."""
+    """Large calls at once leave ``threads`` workspaces behind, not one for each of them."""
     from tokprune_rt import _core
 
     shape = rm.config(layers=1, hidden=384, heads=12, embedding_size=384, max_positions=512)
