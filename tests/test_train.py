@@ -338,8 +338,9 @@ def test_a_run_that_could_not_write_goes_on(
     lines: list[str] = []
     train_ltp(run_of(dense, out, say=lines.append), **LTP)
     told = [line.split(":")[0] for line in lines]
-    stages = ["dense", "ltp-soft", "multiply-adds", "ltp-hard"]
-    assert [name for name in told if name in stages] == stages
+    stages = ["dense", "ltp-soft", "ltp-hard"]
+    # Nothing is fitted anew, least of all on the weights of the dense model.
+    assert [name for name in told if name in (*stages, "multiply-adds")] == stages
     assert not any("epoch" in name for name in told)
     for name in ("model.safetensors", "token_policy.json"):
         assert (out / name).read_bytes() == (pruned / name).read_bytes()

@@ -115,7 +115,7 @@ class Served:
         """The profile of this name; ValueError lists the names for an unknown one."""
         if self.model.policy is None and name in (None, DEFAULT):
             return Profile(OFF)
-        if name is None or (name == DEFAULT and DEFAULT not in self.model.profiles):
+        if name in (None, DEFAULT):
             return Profile(None)
         if name not in self.model.profiles:
             raise ValueError(
