@@ -272,7 +272,7 @@ def test_reading_tables(tmp_path: Path) -> None:
         ("t.csv", "text,label\nHello, world,1\n", r"t\.csv, line 2: more cells than the header"),
         ("t.csv", 'text,label\n"good,1\nbad "x",0\n', r"t\.csv, line 3: .*expected after"),
         ("t.tsv", b"text\tlabel\ncaf\xe9\tx\n", r"t\.tsv, line 2: not UTF-8 text"),
-        ("t.csv.gz", gzip.compress(b"text,label\na,b\n", mtime=0)[:-9], r"gz is not a whole gzip file"),
+        ("t.csv.gz", gzip.compress(b"text,label\na,b\n", mtime=0)[:-9], "not a whole gzip file"),
         ("t.csv", "text,label\n", r"t\.csv: no rows"),
         ("t.jsonl", "{\n", r"t\.jsonl, line 1: not valid JSON"),
         ("t.jsonl", "[1]\n", r"t\.jsonl, line 1: found list, not a JSON object"),
