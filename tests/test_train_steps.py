@@ -20,6 +20,8 @@ from test_train_masked import padded
 from test_train_tokens import token_run
 from tiny_models import FAMILIES
 
+import tokprune_rt
+from tokprune_rt.errors import PolicyError
 from tokprune_rt.policy import parse_policy, preset
 from tokprune_rt.tokenizer import Tokens
 from tokprune_rt.train import MaskedEncoder, finetune, loop, memory
@@ -185,15 +187,18 @@ def _rows_of_layer(output: Any) -> int:
     return (output if isinstance(output, torch.Tensor) else output[0]).shape[1]
 
 
-@pytest.mark.parametrize("action", ["drop", "restore"])
 @pytest.mark.parametrize("kind", ["tags", "answers"])
-def test_heads_that_read_every_token_learn_under_any_policy(
-    tiny: Any, tmp_path: Path, kind: str, action: str
+def test_heads_that_read_every_token_learn_under_policies_that_restore(
+    tiny: Any, tmp_path: Path, kind: str
 ) -> None:
-    """Their rows stay, by masks, whatever the action."""
-    document = preset("topk", layers=3, keep_rate=0.5, locations=[1, 2], action=action)
+    """Their rows stay, by masks; the runtime would refuse a policy that only drops."""
+    half = {"layers": 3, "keep_rate": 0.5, "locations": [1, 2]}
     run = token_run(kind, tiny("bert"), tmp_path / "out", [])
-    assert 0 <= finetune(run, epochs=1, policy=document).scores["pruned"] <= 100
+    with pytest.raises(PolicyError, match='allowed: "restore" in every step'):
+        finetune(run, epochs=1, policy=preset("topk", **half))
+    result = finetune(run, epochs=1, policy=preset("topk", **half, action="restore"))
+    assert 0 <= result.scores["pruned"] <= 100
+    assert tokprune_rt.load(tmp_path / "out").policy is not None
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -299,8 +299,7 @@ class Training:
         if self._saved is None:
             return
         before, now = self._saved["run"], self._facts
-        names = {**before, **now}
-        other = {name: before.get(name) for name in names if before.get(name) != now.get(name)}
+        other = {name: before.get(name) for name in now if before.get(name) != now[name]}
         if other:
             raise OtherRunError(self._path, other)
 
