@@ -85,11 +85,16 @@ def test_equal_scores_are_taken_at_their_worst() -> None:
     assert per_query("mrr", equal, relevant, np.zeros(4)).tolist() == [0.25]
 
 
-def test_what_a_ranking_needs(tiny: Any) -> None:
+def test_what_a_ranking_needs(tiny: Any, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(tiny("bert"))
     one_sided = Examples([("a", "b"), ("a", "c")], ["1", "1"])
+    said: list[str] = []
+    run = dataclasses.replace(
+        run_of(tiny("bert"), tmp_path / "out", say=said.append), dev=one_sided
+    )
     with pytest.raises(ValueError, match="found 1 query, none with both"):
-        finetune(dataclasses.replace(run_of(tiny("bert"), Path("out")), dev=one_sided))
+        finetune(run)
+    assert not said  # before anything is learned
     task = RankTask((), "map")
     with pytest.raises(ValueError, match=r"needs pairs of a query and a document.*\(line 2\)"):
         task.encode(Examples([("a", "b"), "a"], ["1", "0"], ["line 1", "line 2"]), tokenizer)

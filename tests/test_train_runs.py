@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,20 @@ def test_a_policy_must_fit_before_anything_is_learned(source: Path, tmp_path: Pa
     with pytest.raises(PolicyError, match="first"):
         finetune(run_of(source, out), policy=unprotected)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_an_embedding_model_pools_is_of_no_concern_to_its_new_head(
+    tiny: BuildModel, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny("bert"), tmp_path / "source"))
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules = [{"path": p, "type": f"sentence_transformers.models.{kind}"} for p, kind in kinds]
+    (source / "modules.json").write_text(json.dumps(modules))
+    (source / "1_Pooling").mkdir()
+    last = {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}
+    (source / "1_Pooling" / "config.json").write_text(json.dumps(last))
+    finetune(run_of(source, tmp_path / "out"), epochs=1, policy=POLICY)
+    assert tokprune_rt.load(tmp_path / "out").policy is not None
 
 
 def test_a_run_goes_on_with_the_policy_that_it_began_with(source: Path, tmp_path: Path) -> None:
@@ -133,7 +148,7 @@ def test_a_run_on_a_cpu_leaves_accelerators_alone(
     ("labels", "ordered"),
     [
         (["10", "9", "-1"], ("-1", "9", "10")),
-        (["1", "01"], ("01", "1")),
+        (["1", "01", "001", "0001", "00001"], ("00001", "0001", "001", "01", "1")),
         (["--5", "3"], ("--5", "3")),
         (["\u00b2", "1"], ("1", "\u00b2")),
     ],

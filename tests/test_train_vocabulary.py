@@ -11,7 +11,7 @@ from test_train import TRAIN, run_of
 
 from tokprune_rt.loader import resolve
 from tokprune_rt.tokenizer import Tokens
-from tokprune_rt.train import finetune
+from tokprune_rt.train import Examples, finetune
 from tokprune_rt.train.data import tokenizer_of
 from tokprune_rt.train.folders import new_model, new_task
 from tokprune_rt.train.vocabulary import WordRows, words_of
@@ -79,7 +79,8 @@ def test_other_words_are_an_error_and_frozen_embeddings_stay(tiny: BuildModel) -
 
 def test_words_that_no_text_has_keep_their_embeddings(tiny: BuildModel, tmp_path: Any) -> None:
     source, out = tiny("bert"), tmp_path / "out"
-    run = run_of(source, out)
+    dev = Examples(["unbelievably odd 1936 program", *TRAIN.texts[:9]], TRAIN.labels[:10])
+    run = run_of(source, out, dev=dev)
     finetune(run, epochs=1)
     tokenizer = tokenizer_of(source)
     read = [*run.train.texts, *run.dev.texts]
