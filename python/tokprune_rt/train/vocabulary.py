@@ -2,8 +2,8 @@
 
 A vocabulary has 30,000 rows, a multilingual one 250,000, a training set a few thousand of them. The
 others have no gradient, but gradients, their norm and the optimizer pass over all rows at every
-step: of 250,000 rows of 384 numbers that is four tenths of a step on 32 texts of 32 tokens, and a
-gigabyte. Rows that do not take part do not decay either.
+step: of 250,000 rows of 384 numbers that is four tenths of a step on 32 texts of 32 tokens
+(benchmarks/training_steps.py), and a gigabyte. Rows that do not take part do not decay either.
 """
 
 from __future__ import annotations
