@@ -241,7 +241,7 @@ def parse_config(
         )
     eps = 1e-12 if family.model_type == "distilbert" else raw.get("layer_norm_eps", 1e-12)
     # The engine computes with float32, where the smallest numbers are 0.
-    small = isinstance(eps, int | float) and not isinstance(eps, bool) and 0 < eps < 1
+    small = isinstance(eps, int | float) and not isinstance(eps, bool) and eps < 1
     if not small or not np.float32(eps) > 0:
         raise ModelFormatError(
             f"{path}: layer_norm_eps must be above 0 as a float32 and below 1, found {eps!r}"
