@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +105,14 @@ def test_a_call_after_a_worker_died(running: pool.Pool, monkeypatch: pytest.Monk
         assert doubled(running, range(20)) == list(range(0, 40, 2))
     except RuntimeError as error:
         assert "1 of the pool's processes died" in str(error)
+
+
+def test_inputs_that_cannot_go_to_a_process(running: pool.Pool) -> None:
+    """They are refused, and the pool is as good as before."""
+    inputs = [1, 2, threading.Lock()]
+    with pytest.raises(TypeError, match="cannot pickle"):
+        pool.run(running, inputs, 1, False, {}, lambda parts: parts)
+    assert doubled(running, range(20)) == list(range(0, 40, 2))
 
 
 def test_threads_share_a_pool(running: pool.Pool) -> None:

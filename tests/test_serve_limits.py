@@ -184,7 +184,10 @@ def test_a_dead_encoder_is_not_healthy(model: Model) -> None:
     with running({"m": model}) as run:
         (served,) = run.server.registry
         served.worker.close()
-        assert "thread has ended" in run.client.get("/health").json()["error"]
+        for path in ("/health", "/live"):
+            assert "thread has ended" in run.client.get(path).json()["error"]
+        run.server.draining = True  # an ordinary end
+        assert run.client.get("/live").status_code == 200
         assert run.post("/embed", 503, inputs="a")["error_type"] == "Unhealthy"
 
 

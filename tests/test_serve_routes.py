@@ -171,7 +171,7 @@ def test_answer(run: Running, models: dict[str, Model]) -> None:
     found = run.post("/answer", question="Who?", context=context, top_k=3, doc_stride=8)
     assert found == model.answer("Who?", context, top_k=3, doc_stride=8)
     assert run.post("/answer", 422, question=" ", context="x")["error"] == "question is empty"
-    for name, value in (("top_k", 101), ("max_answer_len", 257), ("doc_stride", 33)):
+    for name, value in (("top_k", 101), ("max_answer_len", 257), ("doc_stride", 64)):
         error = run.post("/answer", 422, question="Who?", context="x", **{name: value})["error"]
         assert name in error, error
 

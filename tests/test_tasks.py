@@ -193,12 +193,13 @@ def test_answer_refuses(tiny: Any) -> None:
         wanted = f"max_seq_len must be a positive int or None, got {length!r}"
         with pytest.raises(ValueError, match=wanted):
             model.answer("who?", "text", max_seq_len=length)
-    for stride in (-1, 21, 1000, 1.5, "x", True):
-        wanted = f"from 0 to 20, half a window of 40 tokens, or None, got {stride!r}"
+    for stride in (-1, 40, 1000, 1.5, "x", True):
+        wanted = f"from 0 to 39, as a window has 40 tokens, or None, got {stride!r}"
         with pytest.raises(ValueError, match=wanted):
             model.answer("who?", "text", max_seq_len=40, doc_stride=stride)
-    most = model.answer(QUESTION, CONTEXT, max_seq_len=40, doc_stride=20)
-    assert most == model.answer(QUESTION, CONTEXT, max_seq_len=40)
+    half = model.answer(QUESTION, CONTEXT, max_seq_len=40, doc_stride=20)
+    assert half == model.answer(QUESTION, CONTEXT, max_seq_len=40)
+    model.answer(QUESTION, CONTEXT, max_seq_len=40, doc_stride=39)
 
 
 def all_answers(

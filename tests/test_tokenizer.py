@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 from pathlib import Path
@@ -185,7 +186,7 @@ def test_windows_like_transformers(tiny: Any, family: str, stride: int) -> None:
     context = "Ada Lovelace wrote the first program in London, it is a test. " * 6
     theirs = their_tokenizer(folder)
     room = 48 - theirs.num_special_tokens_to_add(pair=True) - len(theirs.tokenize(question))
-    used = min(stride, room - 1)
+    used = min(stride, room * 3 // 4)
     expected = theirs(
         question,
         context,
@@ -206,6 +207,14 @@ def test_windows_like_transformers(tiny: Any, family: str, stride: int) -> None:
     wanted = f"have {total} tokens in {len(found)} windows, the limit is {total - 1}"
     with pytest.raises(InputTooLongError, match=wanted):
         ours.windows(question, context, max_length=48, stride=stride, most=total - 1)
+
+
+def test_a_long_question_does_not_make_a_window_of_every_token(tiny: Any) -> None:
+    ours = our_tokenizer(tiny("bert"))
+    found = list(ours.windows("fox " * 30, "dog " * 200, max_length=48, stride=47))
+    room = 48 - 30 - 3
+    assert [int(item.in_context.sum()) for item in found[:-1]] == [room] * (len(found) - 1)
+    assert len(found) == math.ceil((200 - room) / (room - room * 3 // 4)) + 1
 
 
 def test_threads_share_a_tokenizer(tiny: Any) -> None:

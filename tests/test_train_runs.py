@@ -18,7 +18,7 @@ from test_train import DEV, TRAIN, Stop, run_of
 import tokprune_rt
 from tokprune_rt.errors import PolicyError
 from tokprune_rt.policy import preset
-from tokprune_rt.train import Settings, finetune, train_ltp
+from tokprune_rt.train import Settings, finetune, runs, train_ltp
 from tokprune_rt.train.budget import Budget
 from tokprune_rt.train.folders import finetuned_model
 from tokprune_rt.train.hard import PolicyChooser
@@ -35,7 +35,7 @@ def source(tiny: BuildModel, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny("bert", "sequence-classification"), tmp_path / "source"))
 
 
-def interrupted(run: Any, **options: Any) -> None:
+def interrupted(run: Any, recipe: Any = finetune, **options: Any) -> None:
     """A run that ends after its first epoch, and a checkpoint."""
 
     def say(line: str) -> None:
@@ -43,7 +43,7 @@ def interrupted(run: Any, **options: Any) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        finetune(run_of(run.source, run.out, say=say), epochs=2, **options)
+        recipe(run_of(run.source, run.out, say=say), **options)
 
 
 def test_a_policy_must_fit_before_anything_is_learned(source: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_what_an_embedding_model_pools_is_of_no_concern_to_its_new_head(
 
 def test_a_run_goes_on_with_the_policy_that_it_began_with(source: Path, tmp_path: Path) -> None:
     run = run_of(source, tmp_path / "out")
-    interrupted(run, policy=POLICY)
+    interrupted(run, epochs=2, policy=POLICY)
     with pytest.raises(ValueError, match=r"is of a run with policy '[0-9a-f]{64}'"):
         finetune(run, epochs=2)
     finetune(run, epochs=2, policy=POLICY)
@@ -83,10 +83,25 @@ def test_a_run_goes_on_with_the_model_that_it_began_with(
     source: Path, tiny: BuildModel, tmp_path: Path
 ) -> None:
     run = run_of(source, tmp_path / "out")
-    interrupted(run)
+    interrupted(run, epochs=2)
     shutil.copy(tiny("bert", "token-classification") / "model.safetensors", source)
     with pytest.raises(ValueError, match=r"is of a run with weights '[0-9a-f]{64}'"):
         finetune(run, epochs=2)
+
+
+def test_a_measured_target_is_told_by_what_was_asked_for(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "macs_for_speedup", lambda *_, **__: 0.61)
+    dense = finetune(run_of(source, tmp_path / "dense"), epochs=1).folder
+    run = run_of(dense, tmp_path / "out")
+    interrupted(run, train_ltp, speedup=1.5)
+    with pytest.raises(ValueError, match=r"is of a run with speedup 1\.5;"):
+        train_ltp(run, speedup=2.0)
+    with pytest.raises(ValueError, match=r"is of a run with target 0\.61;"):
+        train_ltp(run, target=0.5)
+    policy = tokprune_rt.load(train_ltp(run, speedup=1.5).folder).policy
+    assert policy is not None and policy.provenance["speedup"] == 1.5
 
 
 def test_one_process_makes_a_folder(source: Path, tmp_path: Path) -> None:

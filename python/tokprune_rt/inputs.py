@@ -70,9 +70,13 @@ def _integers(value: Any, where: str, *, bools: bool = False) -> NDArray[np.int6
     if bools and array.dtype == np.bool_:
         return array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        # numpy makes objects or floats of integers that are too large for it.
+        # numpy makes objects or floats of integers that are too large for it; an array of objects
+        # may hold any.
         if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
-            raise ValueError(f"{where} holds an integer that does not fit into 64 bits")
+            try:
+                return np.asarray(value, dtype=np.int64)
+            except OverflowError as err:
+                raise ValueError(f"{where} holds an integer that does not fit into 64 bits") from err
         allowed = "integers or bools" if bools else "integers"
         raise TypeError(f"{where} must hold {allowed}, got {array.dtype}")
     if array.dtype == np.uint64:

@@ -297,9 +297,9 @@ class Tokenizer:
     ) -> Iterator[Window]:
         """Cut a context into overlapping windows, each with the whole question, as they are read.
 
-        Neighbouring windows share ``stride`` tokens of context. Raises at once: InputTooLongError
-        when all windows together have more than ``most`` tokens, ValueError when the question
-        leaves no room for the context.
+        Neighbouring windows share ``stride`` tokens of context, at most three quarters of those
+        that fit beside the question. Raises at once: InputTooLongError when all windows together
+        have more than ``most`` tokens, ValueError when the question leaves no room for the context.
         """
         limit = min(max_length or self.max_length, self.max_length)
         (encoding,) = self._encode(self._untruncated(), [(question, context)], True)
@@ -315,9 +315,10 @@ class Tokenizer:
             raise ValueError(
                 f"the question takes {around} of {limit} tokens and leaves no room for the context"
             )
-        shared = min(stride, room - 1)
+        # Or a long question, which leaves little more than the stride, would make a window of
+        # almost every token.
+        shared = min(stride, room * 3 // 4)
         starts = range(first, max(first + 1, last - shared), room - shared)
-        # A question that fills most of a window makes their number as large as the context's.
         total = last - first + len(starts) * around + (len(starts) - 1) * shared
         if most is not None and total > most:
             raise InputTooLongError(

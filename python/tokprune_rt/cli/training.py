@@ -101,6 +101,7 @@ _CALLED = {
     "weights": "MODEL's weights",
     "policy": "policy",
     "target": "--target-macs",
+    "speedup": "--target-speedup",
     "data": "data",
     "labels": "labels",
     "examples": "numbers of examples",
@@ -126,6 +127,8 @@ def resumable(target: Path) -> Iterator[None]:
             if name == "bf16":
                 return "--bf16" if value else "--fp32"
             called = _CALLED.get(name, f"--{name.replace('_', '-')}")
+            if value is None:
+                return f"no {called}"
             return f"{called} {str(value)[:12] if name in _DIGESTS else repr(value)}"
 
         raise ValueError(error.told(call)) from error

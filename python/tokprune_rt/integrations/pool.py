@@ -61,7 +61,7 @@ def _work(model: Any, tasks: Any, results: Any, current: Any) -> None:
     # A terminal sends Ctrl-C to every process; it is for the caller, who can go on with the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        run, number, inputs, options = tasks.get()
+        run, number, inputs, options = pickle.loads(tasks.get())
         if run != current.value:
             continue  # of a call that has ended without its results
         try:
@@ -89,8 +89,9 @@ def run(
 ) -> Any:
     """Send ``inputs`` in chunks through a pool and join the results in order.
 
-    Calls of several threads take turns. Raises ValueError for a chunk size below 1, what a worker
-    raised, and RuntimeError when one died.
+    Calls of several threads take turns. Raises ValueError for a chunk size below 1, what pickle
+    raises of inputs that cannot go to a process, what a worker raised, and RuntimeError when one
+    died.
     """
     if chunk_size is None:
         share = math.ceil(len(inputs) / len(pool["processes"]) / 10)
@@ -101,7 +102,9 @@ def run(
     found: list[Any] = [None] * len(starts)
     with pool.lock, _numbered(pool) as run, progress(len(inputs), show) as advance:
         for number, first in enumerate(starts):
-            pool["input"].put((run, number, inputs[first : first + chunk_size], options))
+            task = (run, number, inputs[first : first + chunk_size], options)
+            # Here, where it can raise: the queue's own thread would drop what it cannot pickle.
+            pool["input"].put(pickle.dumps(task))
         for _ in starts:
             number, result = _next(pool, run)
             found[number] = result

@@ -40,14 +40,20 @@ LOG = logging.getLogger("tokprune_rt.serve")
 
 async def _live(server: Server, body: None, call: Call) -> Any:
     check_alive(server)
+    if server.ready and not server.draining:
+        _check_encoders(server)
     return Response(status_code=200)
 
 
 async def _ready(server: Server, body: None, call: Call) -> Any:
     check_started(server)
+    _check_encoders(server)
+    return Response(status_code=200)
+
+
+def _check_encoders(server: Server) -> None:
     if not all(served.worker.alive for served in server.registry):
         raise unhealthy("an encoder's thread has ended")
-    return Response(status_code=200)
 
 
 async def _metrics(server: Server, body: None, call: Call) -> Any:

@@ -120,7 +120,7 @@ class Answer(Body):
     max_answer_len: int = Field(15, ge=1, le=256, description="In tokens.")
     max_seq_len: int | None = Field(None, ge=1, description="Tokens per window; default 384.")
     doc_stride: int | None = Field(
-        None, ge=0, description="Tokens that windows share, at most half a window; default 128."
+        None, ge=0, description="Tokens that windows share, fewer than a window has; default 128."
     )
     handle_impossible_answer: bool = False
 

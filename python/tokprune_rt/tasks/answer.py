@@ -47,8 +47,9 @@ def answer(
         top_k: how many answers to return.
         max_answer_len: longest answer in tokens.
         max_seq_len: tokens per window, question included; default 384, at most the model's limit.
-        doc_stride: tokens that neighbouring windows share, at most half a window; default 128, or
-            half a window where that is less.
+        doc_stride: tokens that neighbouring windows share, fewer than a window has and at most
+            three quarters of what the question leaves of it; default 128, or half a window where
+            that is less.
         handle_impossible_answer: let the empty answer compete.
         batch_size: a batch holds at most ``128 * batch_size`` tokens.
 
@@ -123,10 +124,10 @@ def _sizes(
     limit = min(given, tokenizer.max_length)
     if doc_stride is None:
         return limit, min(DEFAULT_STRIDE, limit // 2)
-    if not _is_int(doc_stride, 0) or doc_stride > limit // 2:
+    if not _is_int(doc_stride, 0) or doc_stride >= limit:
         raise ValueError(
-            f"doc_stride must be an int from 0 to {limit // 2}, half a window of {limit} tokens, "
-            f"or None, got {doc_stride!r}"
+            f"doc_stride must be an int from 0 to {limit - 1}, as a window has {limit} tokens, or "
+            f"None, got {doc_stride!r}"
         )
     return limit, doc_stride
 

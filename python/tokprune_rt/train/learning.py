@@ -108,6 +108,7 @@ def learn(
     task = task_of_model(model, run.regression, run.metric)
     if speedup is not None:
         target = measured_target(run, source, task, speedup)
+        recipe = {**recipe, "speedup": speedup, "threads": torch.get_num_threads()}
     config, _ = describe_model(source)
     widths = Widths(config.layers, config.hidden, config.intermediate)
     facts = {"method": name, "target": target, **asdict(schedule), **recipe}

@@ -61,7 +61,13 @@ class OtherRunError(ValueError):
 
     def told(self, call: Callable[[str, Any], str]) -> str:
         """The message; ``call`` says a setting and its value as the user knows them."""
-        differences = ", ".join(call(name, value) for name, value in self.before.items())
+        before = {
+            # A target that was measured is told by what was asked for.
+            name: value
+            for name, value in self.before.items()
+            if not (name == "target" and self.before.get("speedup"))
+        }
+        differences = ", ".join(call(name, value) for name, value in before.items())
         return (
             f"{self.path} is of a run with {differences}; run with the same to go on, or delete "
             f"{self.path.parent} to begin anew"
