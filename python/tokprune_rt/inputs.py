@@ -76,7 +76,8 @@ def _integers(value: Any, where: str, *, bools: bool = False) -> NDArray[np.int6
             try:
                 return np.asarray(value, dtype=np.int64)
             except OverflowError as err:
-                raise ValueError(f"{where} holds an integer that does not fit into 64 bits") from err
+                message = f"{where} holds an integer that does not fit into 64 bits"
+                raise ValueError(message) from err
         allowed = "integers or bools" if bools else "integers"
         raise TypeError(f"{where} must hold {allowed}, got {array.dtype}")
     if array.dtype == np.uint64:
