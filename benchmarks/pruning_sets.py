@@ -77,6 +77,8 @@ class Set:
     `Schedule`; None: as many as the method's. ``most``: examples to learn from, ``reported``: to
     report on, drawn at random; 0: all. ``longest``: learn to prune from so many examples, those of
     the most words, a tenth of them to choose by; 0: from all that the dense model learned from.
+    ``all_to_prune``: instead from all examples but those to choose by, which needs no labels of
+    them, in one pass before decisions are final.
     """
 
     train: Reader
@@ -90,6 +92,7 @@ class Set:
     copies: int | None = None
     most: int = 0
     longest: int = 0
+    all_to_prune: bool = False
     reported: int = 0
 
 
@@ -166,12 +169,13 @@ def reported(chosen: Set, folder: Path) -> Data:
     return part(data, order[: chosen.reported])
 
 
-def split(data: Data, most: int, seed: int) -> tuple[Data, Data]:
-    """Training examples, and the tenth that is held out to choose by."""
+def split(data: Data, most: int, seed: int, held: int | None = None) -> tuple[Data, Data]:
+    """Training examples, at ``most`` so many with those that are held out to choose by: a tenth, or
+    ``held``. The same seed begins with the same examples, whatever the numbers."""
     order = np.random.default_rng(seed).permutation(len(data)).tolist()
     if most:
         order = order[:most]
-    held = len(order) // 10
+    held = len(order) // 10 if held is None else held
     return part(data, order[held:]), part(data, order[:held])
 
 

@@ -105,6 +105,10 @@ def train_all(
                 train = longest(train, chosen.longest - held_out)
                 held = longest(held, held_out)
             schedule = SCHEDULES[method]
+            if chosen.all_to_prune:
+                whole = chosen.train(data)
+                train, _ = split(whole, 0, seed, len(held))
+                schedule = replace(schedule, epochs=1)
             if chosen.copies is not None:
                 schedule = replace(schedule, copies=chosen.copies)
             LEARNED[method](run(out / "dense", learning), target=target, schedule=schedule)

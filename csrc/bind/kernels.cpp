@@ -134,6 +134,28 @@ void quantize_rows(const std::string& isa, const FloatArray& src, ByteArray dst,
                             .cols = cols});
 }
 
+void quantize_panel(const std::string& isa, const FloatArray& src, Int8Array dst, FloatArray scale,
+                    IntArray sum, int64_t k, int64_t n, int64_t depth) {
+  table(isa).quantize_panel({.src = src.data(),
+                             .ld_src = stride(src),
+                             .dst = dst.mutable_data(),
+                             .scale = scale.mutable_data(),
+                             .sum = sum.mutable_data(),
+                             .k = k,
+                             .n = n,
+                             .depth = depth});
+}
+
+void quantize_probabilities(const std::string& isa, const FloatArray& src, ByteArray dst,
+                            int64_t rows, int64_t cols) {
+  table(isa).quantize_probabilities({.src = src.data(),
+                                     .ld_src = stride(src),
+                                     .dst = dst.mutable_data(),
+                                     .ld_dst = dst.shape(1),
+                                     .rows = rows,
+                                     .cols = cols});
+}
+
 void round_rows(const std::string& isa, const FloatArray& src, HalfArray dst,
                 std::optional<HalfArray> dst_low, int64_t rows, int64_t cols) {
   table(isa).round_rows({.src = src.data(),

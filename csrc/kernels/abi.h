@@ -74,7 +74,8 @@ using GemmArgs = GemmOf<float>;
 using GemmBf16WeightArgs = GemmOf<uint16_t>;
 
 // Computes  C = (A - a_zero) * a_scale  times  B * b_scale, then the epilogue.
-// Shapes    A: uint8 [m, k]; B: int8 panels, -127 to 127; k a multiple of 64, at most 2^16.
+// Shapes    A: uint8 [m, k]; B: int8 panels, -127 to 127; k a multiple of 64 on levels with matrix
+//           tiles and of 4 on others, at most 2^16.
 // Padding   A is readable on round_up(m, 16) rows; columns beyond the true k meet zeros in B.
 // Numerics  exact int32 sums of products; value = float(sum - a_zero b_sum) * (a_scale b_scale),
 //           each operation rounded once: the same bits on every level before the epilogue.
@@ -131,6 +132,40 @@ struct QuantizeRowsArgs {
   int64_t ld_dst;
   float* scale;
   int32_t* zero;
+  int64_t rows;
+  int64_t cols;
+};
+
+// Computes  one int8 panel [depth / 4][16][4] of a matrix B[k, n] given row-major (the values of a
+//           head, or its transposed keys): scale[j] = max_k |B[k, j]| / 127, sum[j] = sum_k dst,
+//           dst = round(B * (127 / max)), where 127 / max is 0 if max is not above 1e-30.
+// Shapes    src [k, n] with n <= 16; scale and sum [16]; depth a multiple of 4, at least k.
+// Padding   columns n .. 16 and rows k .. depth are zero.
+// Numerics  round half to even, each operation rounded once: the same bits on every level.
+struct QuantizePanelArgs {
+  const float* src;
+  int64_t ld_src;
+  int8_t* dst;
+  float* scale;
+  int32_t* sum;
+  int64_t k;
+  int64_t n;
+  int64_t depth;
+};
+
+// Computes  dst = src in steps of 1 / 255, for values in [0, 1]. What rounding takes from a value
+//           is added to the one 16 columns further: many small values do not vanish together.
+// Shapes    src [rows, cols]; dst [rows, ld_dst] with ld_dst at least round_up(cols, 16).
+// Padding   src is 0 in columns cols .. round_up(cols, 16); dst is written up to ld_dst, with zeros
+//           in columns that src does not have.
+// Numerics  round half to even, each operation rounded once: the same bits on every level.
+// Why not   rounding each for itself: in long sequences most probabilities are below half a step,
+//           which tripled the error of the model's attention (16 bits in two products: a third).
+struct QuantizeProbabilitiesArgs {
+  const float* src;
+  int64_t ld_src;
+  uint8_t* dst;
+  int64_t ld_dst;
   int64_t rows;
   int64_t cols;
 };

@@ -1,6 +1,8 @@
 // Rounding rows of activations to bfloat16 operands; subnormal values become zero. Contract:
 // RoundRowsArgs in abi.h.
 
+#include "kernels/loads.inl"
+
 // Thirty-two values: those of x, then those of y.
 inline __m512i round_to_bf16(V::reg x, V::reg y) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(y, x));
@@ -14,12 +16,6 @@ inline V::reg widen_bf16(__m256i x) {
 inline __m512i round_rest(V::reg x, V::reg y, __m512i rounded) {
   return round_to_bf16(V::sub(x, widen_bf16(_mm512_castsi512_si256(rounded))),
                        V::sub(y, widen_bf16(_mm512_extracti64x4_epi64(rounded, 1))));
-}
-
-// The first `left` values at p, which may be any number, and zeros.
-inline V::reg load_left(const float* p, int64_t left) {
-  if (left >= V::kLanes) return V::load(p);
-  return left > 0 ? V::load_n(p, left, 0.0f) : V::zero();
 }
 
 void round_rows(const RoundRowsArgs& args) {

@@ -56,6 +56,11 @@ struct V {
         reinterpret_cast<__m128i*>(p),
         _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
   }
+  // Integers of four vectors as int8, those of one lane side by side.
+  static void store_quads(int8_t* p, const reg (&x)[4]) {
+    store_8_quads(p, x[0].lo, x[1].lo, x[2].lo, x[3].lo);
+    store_8_quads(p + 32, x[0].hi, x[1].hi, x[2].hi, x[3].hi);
+  }
   // The first n < kLanes elements, `fill` in the rest.
   static reg load_n(const float* p, int64_t n, float fill) {
     return {load_8(p, n, fill), n > 8 ? load_8(p + 8, n - 8, fill) : _mm256_set1_ps(fill)};
@@ -83,6 +88,14 @@ struct V {
   }
 
  private:
+  static void store_8_quads(int8_t* p, __m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256i byte = _mm256_set1_epi32(255);
+    const auto low = [&](__m256 x) { return _mm256_and_si256(_mm256_cvtps_epi32(x), byte); };
+    const __m256i ab = _mm256_or_si256(low(a), _mm256_slli_epi32(low(b), 8));
+    const __m256i cd = _mm256_or_si256(low(c), _mm256_slli_epi32(low(d), 8));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm256_or_si256(ab, _mm256_slli_epi32(cd, 16)));
+  }
   static __m256 power(__m256 n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));

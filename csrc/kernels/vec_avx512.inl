@@ -43,6 +43,14 @@ struct V {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));
   }
+  // Integers of four vectors as int8, those of one lane side by side.
+  static void store_quads(int8_t* p, const reg (&x)[4]) {
+    const __m512i byte = _mm512_set1_epi32(255);
+    const auto at = [&](int t) { return _mm512_and_si512(_mm512_cvtps_epi32(x[t]), byte); };
+    const __m512i low = _mm512_or_si512(at(0), _mm512_slli_epi32(at(1), 8));
+    const __m512i high = _mm512_or_si512(at(2), _mm512_slli_epi32(at(3), 8));
+    _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
   // The first n < kLanes elements, `fill` in the rest.
   static reg load_n(const float* p, int64_t n, float fill) {
     return _mm512_mask_loadu_ps(set1(fill), first(n), p);

@@ -50,6 +50,12 @@ struct V {
     const reg q = min(max(round(x) + static_cast<float>(zero), set1(0.0f)), set1(255.0f));
     for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(q[i]);
   }
+  // Integers of four vectors as int8, those of one lane side by side.
+  static void store_quads(int8_t* p, const reg (&x)[4]) {
+    for (int i = 0; i < kLanes; ++i) {
+      for (int t = 0; t < 4; ++t) p[4 * i + t] = static_cast<int8_t>(x[t][i]);
+    }
+  }
   // The first n < kLanes elements, `fill` in the rest.
   static reg load_n(const float* p, int64_t n, float fill) {
     reg x = set1(fill);

@@ -12,18 +12,12 @@ namespace {
 
 using kernels::kPanel;
 
-// Query rows per block: the block of scores and one pair of key panels stay in the first-level
-// cache for sequences of usual length. Tiles take rows by 32.
-constexpr int64_t kQueryBlock = 24;
-constexpr int64_t kTileQueryBlock = 2 * kernels::kTileRows;
-constexpr int64_t kMaxQueryBlock = std::max(kQueryBlock, kTileQueryBlock);
-
 // One (sequence, head) pair.
 struct Head {
   const AttentionArgs& args;
   const kernels::KernelTable& kernels;
   const AttentionScratch& scratch;
-  int terms;  // attention_terms
+  Precision precision;  // attention_precision
   RowSpan rows;
   int64_t head;
 
@@ -33,10 +27,10 @@ struct Head {
   }
 
   HeadProduct key_product() const {
-    return {kernels, terms, scratch.keys(), scratch.rounded(), dim(), rows.count};
+    return {kernels, precision, scratch.keys(), scratch.rounded(), dim(), rows.count};
   }
   HeadProduct value_product() const {
-    return {kernels, terms, scratch.values(), scratch.rounded(), rows.count, dim()};
+    return {kernels, precision, scratch.values(), scratch.rounded(), rows.count, dim()};
   }
   void pack_keys() const { key_product().pack_transposed(part(1), args.ld_qkv); }
   void pack_values() const { value_product().pack_rows(part(2), args.ld_qkv); }
@@ -169,7 +163,8 @@ struct Head {
 
   template <class Body>
   void for_each_block(int64_t queries, const Body& body) const {
-    const int64_t block = terms && kernels.tiles ? kTileQueryBlock : kQueryBlock;
+    const bool in_tiles = precision != Precision::kFp32 && kernels.tiles;
+    const int64_t block = in_tiles ? kTileQueryBlock : kQueryBlock;
     for (int64_t q0 = 0; q0 < queries; q0 += block) body(q0, std::min(block, queries - q0));
   }
 
@@ -181,12 +176,12 @@ void for_each_head(const Context& context, const AttentionArgs& args, const Body
   const int64_t heads = args.shape.heads;
   const auto tasks = static_cast<int64_t>(args.sequences.size()) * heads;
   const kernels::KernelTable& kernels = *context.kernels;
-  const int terms = attention_terms(kernels, args.precision);
   context.pool->for_each(tasks, [&](int64_t task, int part) {
     const int64_t sequence = task / heads;
     const RowSpan rows = args.sequences[static_cast<std::size_t>(sequence)];
     if (rows.count == 0) return;
-    body(Head{args, kernels, args.scratch[part], terms, rows, task % heads}, sequence);
+    const Precision precision = attention_precision(kernels, args.precision, rows.count);
+    body(Head{args, kernels, args.scratch[part], precision, rows, task % heads}, sequence);
   });
 }
 

@@ -5,8 +5,8 @@
 // statistics can skip P V for the rows it drops: attention_probabilities, then the decision, then
 // attention_values for the survivors. Both give the same bits.
 //
-// Softmax and statistics are float32 in every precision: bfloat16 only enters the two products, and
-// probabilities are counted before they are rounded.
+// Softmax and statistics are float32 in every precision: bfloat16 and int8 only enter the two
+// products, and probabilities are counted before they are rounded.
 #pragma once
 
 #include <cstdint>

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .merging import MERGING, cosines, group
 from .result import ReferenceResult
+from .rounding import attention_operands, attention_probabilities
 from .scores import (
     ATTENTION,
     NOISE_FREE,
@@ -69,7 +70,7 @@ def run(
             if step["site"] not in SITES or not 0 <= step["layer"] < layers:
                 raise ValueError(f"no site {step['site']!r} at layer {step['layer']}")
         state = _State(encoder, input_ids, plan, token_type_ids, segment_ids, protect)
-        state.rounds_attention = precision == "bf16"
+        state.precision = precision
         for index, layer in enumerate(encoder.layers):
             state.run_layer(index, layer)
         return state.result(pooling)
@@ -78,7 +79,7 @@ def run(
 class _State:
     """Padded state [B, S, ...] and the traces, changed layer by layer."""
 
-    rounds_attention = False  # both sides of its products, to bfloat16
+    precision = "fp32"
     keys: Tensor  # of the last attention, mean over heads [B, S, d / heads]
 
     def __init__(
@@ -161,12 +162,10 @@ class _State:
         def split(rows: Tensor) -> Tensor:
             return rows.view(batch, slots, heads, width // heads).transpose(1, 2)
 
-        def rounded(values: Tensor) -> Tensor:
-            return values.bfloat16().to(values.dtype) if self.rounds_attention else values
-
         q, k, v = split(layer.q(self.x)), split(layer.k(self.x)), split(layer.v(self.x))
         self.keys = k.mean(dim=1)
-        logits = rounded(q) @ rounded(k).transpose(2, 3) / math.sqrt(width // heads)
+        q, k, rounded_v = attention_operands(self.precision, self.alive, q, k, v)
+        logits = q @ k.transpose(2, 3) / math.sqrt(width // heads)
         if self.encoder.relative_bias is not None:
             distance = self.position[:, None, :] - self.position[:, :, None]
             logits = logits + self.encoder.relative_bias(distance).permute(0, 3, 1, 2)
@@ -181,7 +180,8 @@ class _State:
         # Importance above is that of the probabilities before they are rounded.
         top = probs.amax(dim=-1, keepdim=True)
         parts = probs / torch.where(top > 0, top, 1)
-        context = (rounded(parts) @ rounded(v)) * top
+        parts = attention_probabilities(self.precision, self.alive, parts)
+        context = (parts @ rounded_v) * top
         context = context.transpose(1, 2).reshape(batch, slots, width)
         # A first token that left in an earlier step gets no context, so O gives it its bias alone.
         # One that leaves at mid of this very layer still receives this layer's context.

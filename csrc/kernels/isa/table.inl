@@ -4,4 +4,5 @@
 #include "kernels/gemm_int8.inl"
 #include "kernels/pack.inl"
 #include "kernels/quantize.inl"
+#include "kernels/quantize_heads.inl"
 #include "kernels/rows.inl"
