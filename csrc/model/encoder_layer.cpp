@@ -233,23 +233,29 @@ void Encoder::combine_rows(Pass& pass, int64_t index) const {
 
 void Encoder::feed_forward(Pass& pass, const LayerWeights& weights, int64_t rows) const {
   Workspace& ws = pass.ws;
-  linear(pass.context, weights.ffn_in,
-         {.src = ws.y,
-          .ld_src = ws.ld_hidden,
-          .dst = ws.ffn.data(),
-          .ld_dst = ws.ld_ffn,
-          .rows = rows,
-          .epilogue = weights_.ffn_activation,
-          .operands = ws.operands.data()});
-  linear(pass.context, weights.ffn_out,
-         {.src = ws.ffn.data(),
-          .ld_src = ws.ld_ffn,
-          .dst = ws.x,
-          .ld_dst = ws.ld_hidden,
-          .rows = rows,
-          .epilogue = Epilogue::kBiasResidual,
-          .residual = {ws.y, ws.ld_hidden, nullptr},
-          .operands = ws.operands.data()});
+  const int64_t block = kFeedForwardRows * pass.context.pool->size();
+  for (int64_t row = 0, count; row < rows; row += count) {
+    // A short rest would read all weights for a few rows.
+    count = rows - row <= most_feed_forward_rows(block) ? rows - row : block;
+    const int64_t at = row * ws.ld_hidden;
+    linear(pass.context, weights.ffn_in,
+           {.src = ws.y + at,
+            .ld_src = ws.ld_hidden,
+            .dst = ws.ffn.data(),
+            .ld_dst = ws.ld_ffn,
+            .rows = count,
+            .epilogue = weights_.ffn_activation,
+            .operands = ws.operands.data()});
+    linear(pass.context, weights.ffn_out,
+           {.src = ws.ffn.data(),
+            .ld_src = ws.ld_ffn,
+            .dst = ws.x + at,
+            .ld_dst = ws.ld_hidden,
+            .rows = count,
+            .epilogue = Epilogue::kBiasResidual,
+            .residual = {ws.y + at, ws.ld_hidden, nullptr},
+            .operands = ws.operands.data()});
+  }
   std::swap(ws.x, ws.y);
   pass.macs += 2 * config_.hidden * config_.intermediate * rows;
 }

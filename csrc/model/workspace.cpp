@@ -64,7 +64,9 @@ void Workspace::reserve(const EncoderConfig& config, Precision precision, int64_
   y = y_memory.data();
   qkv = floats(plan.tokens, ld_qkv);
   context = floats(plan.tokens, std::max(ld_hidden, plan.mlp_outputs));
-  ffn = floats(plan.tokens, std::max(ld_ffn, row_stride(plan.mlp_hidden)));
+  const int64_t block = most_feed_forward_rows(kFeedForwardRows * plan.threads);
+  const int64_t ffn_rows = std::min(plan.tokens, block);
+  ffn = floats(1, std::max(ffn_rows * ld_ffn, plan.tokens * row_stride(plan.mlp_hidden)));
   if (config.embedding_size != config.hidden) embedding = floats(plan.tokens, ld_embedding);
   if (plan.restores) {
     restored = floats(plan.tokens, ld_hidden);

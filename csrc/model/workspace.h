@@ -38,9 +38,11 @@ struct Workspace {
   AlignedArray<float> x_memory, y_memory;
   float* x = nullptr;
   float* y = nullptr;
-  AlignedArray<float> qkv;        // [tokens, ld_qkv]
-  AlignedArray<float> context;    // [tokens, ld_hidden]; between layers, a perceptron's output
-  AlignedArray<float> ffn;        // [tokens, ld_ffn]; between layers, its hidden layer
+  AlignedArray<float> qkv;      // [tokens, ld_qkv]
+  AlignedArray<float> context;  // [tokens, ld_hidden]; between layers, a perceptron's output
+  // A block of rows of a layer's feed-forward, [rows, ld_ffn]; between layers, the hidden layer of
+  // a perceptron, [tokens].
+  AlignedArray<float> ffn;
   AlignedArray<float> embedding;  // [tokens, ld_embedding], if it is projected
   // If the policy restores: the last state of every token that has one, and which tokens do.
   AlignedArray<float> restored;        // [tokens, ld_hidden]
@@ -71,5 +73,11 @@ struct Workspace {
 // Largest total of stored probabilities (floats). Sequences beyond it take the fused form of
 // attention, which stores none, so memory stays bounded whatever their length.
 constexpr int64_t kProbabilityBudget = int64_t{1} << 22;
+
+// Rows of a thread that pass through the whole feed-forward before the next ones begin, so that
+// what lies between its two products is read back from the second-level cache; whole tiles of every
+// level. The last block takes up to half as many more.
+constexpr int64_t kFeedForwardRows = 96;
+constexpr int64_t most_feed_forward_rows(int64_t block) { return block + block / 2; }
 
 }  // namespace tokprune
