@@ -92,13 +92,13 @@ def test_a_run_goes_on_with_the_model_that_it_began_with(
 def test_a_measured_target_is_told_by_what_was_asked_for(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "macs_for_speedup", lambda *_, **__: 0.61)
+    monkeypatch.setattr(runs, "macs_for_speedup", lambda *given, **_: 1 / given[2])
     dense = finetune(run_of(source, tmp_path / "dense"), epochs=1).folder
     run = run_of(dense, tmp_path / "out")
     interrupted(run, train_ltp, speedup=1.5)
     with pytest.raises(ValueError, match=r"is of a run with speedup 1\.5;"):
         train_ltp(run, speedup=2.0)
-    with pytest.raises(ValueError, match=r"is of a run with target 0\.61;"):
+    with pytest.raises(ValueError, match=r"is of a run with target 0\.6667;"):
         train_ltp(run, target=0.5)
     policy = tokprune_rt.load(train_ltp(run, speedup=1.5).folder).policy
     assert policy is not None and policy.provenance["speedup"] == 1.5
