@@ -77,8 +77,8 @@ class Set:
     `Schedule`; None: as many as the method's. ``most``: examples to learn from, ``reported``: to
     report on, drawn at random; 0: all. ``longest``: learn to prune from so many examples, those of
     the most words, a tenth of them to choose by; 0: from all that the dense model learned from.
-    ``all_to_prune``: instead from all examples but those to choose by, which needs no labels of
-    them, in one pass before decisions are final.
+    ``all_to_prune``: methods that learn instead from all examples but those to choose by, which
+    needs no labels of them: no altered copies, one pass before decisions are final.
     """
 
     train: Reader
@@ -92,7 +92,7 @@ class Set:
     copies: int | None = None
     most: int = 0
     longest: int = 0
-    all_to_prune: bool = False
+    all_to_prune: tuple[str, ...] = ()
     reported: int = 0
 
 
@@ -137,6 +137,7 @@ SETS = {
         learned_at=256,
         rate=1e-4,
         copies=1,
+        all_to_prune=("gate",),
         most=3_000,
         reported=1_000,
     ),

@@ -72,16 +72,17 @@ def train_all(
 ) -> None:
     """The folders of a task, where they are not there yet."""
     chosen = SETS[name]
-    train, held = split(chosen.train(data), chosen.most, seed)
+    whole = chosen.train(data)
+    train, held = split(whole, chosen.most, seed)
     settings = Settings(seed=seed)
 
     length = chosen.learned_at or chosen.max_length
 
-    def run(source: Path | str, target: Path) -> Run:
+    def run(source: Path | str, target: Path, examples: Data) -> Run:
         return Run(
             str(source),
             target,
-            train,
+            examples,
             held,
             chosen.regression,
             chosen.metric,
@@ -98,20 +99,20 @@ def train_all(
         begin = time.perf_counter()
         learning = out / f"{method}-learning"  # the name comes last, when everything is there
         if method == "dense":
-            finetune(run(MODEL, learning), rate=chosen.rate)
+            finetune(run(MODEL, learning, train), rate=chosen.rate)
         else:
             if chosen.longest:
                 held_out = chosen.longest // 10
                 train = longest(train, chosen.longest - held_out)
                 held = longest(held, held_out)
-            schedule = SCHEDULES[method]
-            if chosen.all_to_prune:
-                whole = chosen.train(data)
-                train, _ = split(whole, 0, seed, len(held))
-                schedule = replace(schedule, epochs=1)
-            if chosen.copies is not None:
+            examples, schedule = train, SCHEDULES[method]
+            if method in chosen.all_to_prune:
+                examples, _ = split(whole, 0, seed, len(held))
+                schedule = replace(schedule, epochs=1, copies=0)
+            elif chosen.copies is not None:
                 schedule = replace(schedule, copies=chosen.copies)
-            LEARNED[method](run(out / "dense", learning), target=target, schedule=schedule)
+            source = run(out / "dense", learning, examples)
+            LEARNED[method](source, target=target, schedule=schedule)
         if chosen.max_length is not None:
             set_length(learning, chosen.max_length)
         learning.rename(folder)
