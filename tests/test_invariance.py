@@ -275,3 +275,25 @@ def test_profile_off_is_dense(tiny: Callable[..., Path]) -> None:
     assert off.stats.macs == expected.stats.macs > pruned.forward(ids).stats.macs
     for actual, wanted in zip(off.hidden, expected.hidden, strict=True):
         assert_same_bits(actual, wanted)
+
+
+@every_arithmetic
+def test_a_token_without_numbers_spoils_its_sequence_and_no_other(
+    level: str, precision: str
+) -> None:
+    """Whichever arithmetic a length gets, and wherever the token stands, nothing finite is made of
+    it: a server looks for that."""
+    shape = rm.config(max_positions=200)
+    sound = _core.Encoder(shape, rm.tensors(shape), 1, level, precision)
+    weights = rm.tensors(shape)
+    weights["embeddings.word"][3] = np.nan
+    broken = _core.Encoder(shape, weights, 1, level, precision)
+    for length in (20, 63, 64, 65, 130, 200):
+        whole, spoilt = (rm.tokens(shape, length, seed) for seed in (1, 2))
+        for item in (whole, spoilt):
+            item.ids[item.ids == 3] = 4
+        spoilt.ids[length // 2] = 3
+        expected = rm.forward(sound, [whole, whole], want="pooled")["pooled"]
+        found = rm.forward(broken, [whole, spoilt, whole], want="pooled")["pooled"]
+        assert_same_bits(found[[0, 2]], expected, f"{length} tokens")
+        assert not np.isfinite(found[1]).any(), f"{length} tokens"

@@ -68,6 +68,21 @@ def test_quantize_panel_equals_float32(level: str, n: int) -> None:
                 assert_same_bits(actual, wanted, f"{k} x {n}, depth {depth}")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_quantize_panel_with_a_value_that_is_no_number(level: str, value: float) -> None:
+    """Wherever it stands, nothing of its column is a number, and the others are as without it."""
+    for row in range(9):
+        src = random(np.random.default_rng(row), 9, PANEL)
+        sound = expected_panel(src, 12)
+        src[row, ::3] = value
+        panel, scale, total = panel_of(level, src, 12)
+        assert np.isnan(scale[::3]).all() and not total[::3].any()
+        for at in (1, 2):
+            assert_same_bits(panel[:, at::3], sound[0][:, at::3])
+            assert_same_bits(scale[at::3], sound[1][at::3])
+            assert_same_bits(total[at::3], sound[2][at::3])
+
+
 def test_quantize_panel_rounds_ties_to_even(level: str) -> None:
     src = np.arange(-126.5, 127, dtype=np.float32)[:, None].repeat(PANEL, 1)
     src[0] = 127

@@ -1,13 +1,15 @@
 // Rounding rows of activations to a product's operand. Contract: QuantizeRowsArgs in abi.h.
 
-// Smallest and largest of `cols` values and zero. Several at a time: a chain of one minimum after
-// another would wait for each.
+// Smallest and largest of `cols` values and zero; NaN where one of them is NaN or infinite, which a
+// minimum alone may pass over. Several at a time: a chain of one minimum after another would wait
+// for each.
 inline void value_range(const float* src, int64_t cols, float& bottom, float& top) {
   constexpr int kChains = 4;
   constexpr int64_t kStep = kChains * V::kLanes;
   V::reg low[kChains];
   V::reg high[kChains];
-  for (int c = 0; c < kChains; ++c) low[c] = high[c] = V::zero();
+  V::reg poison[kChains];
+  for (int c = 0; c < kChains; ++c) low[c] = high[c] = poison[c] = V::zero();
   int64_t j = 0;
   for (; j + kStep <= cols; j += kStep) {
 #pragma GCC unroll 4
@@ -15,6 +17,7 @@ inline void value_range(const float* src, int64_t cols, float& bottom, float& to
       const V::reg x = V::load(src + j + c * V::kLanes);
       low[c] = V::min(low[c], x);
       high[c] = V::max(high[c], x);
+      poison[c] = V::fma(x, V::zero(), poison[c]);
     }
   }
   for (; j < cols; j += V::kLanes) {
@@ -22,11 +25,13 @@ inline void value_range(const float* src, int64_t cols, float& bottom, float& to
     const V::reg x = left < V::kLanes ? V::load_n(src + j, left, 0.0f) : V::load(src + j);
     low[0] = V::min(low[0], x);
     high[0] = V::max(high[0], x);
+    poison[0] = V::fma(x, V::zero(), poison[0]);
   }
   const V::reg least = V::min(V::min(low[0], low[1]), V::min(low[2], low[3]));
   const V::reg most = V::max(V::max(high[0], high[1]), V::max(high[2], high[3]));
+  const V::reg none = V::add(V::add(poison[0], poison[1]), V::add(poison[2], poison[3]));
   bottom = -V::maximum(V::sub(V::zero(), least));
-  top = V::maximum(most);
+  top = V::maximum(most) + V::sum(none);
 }
 
 void quantize_rows(const QuantizeRowsArgs& args) {
@@ -40,7 +45,7 @@ void quantize_rows(const QuantizeRowsArgs& args) {
     float top;
     value_range(src, args.cols, bottom, top);
     const float range = top - bottom;
-    // A range too small to divide by, or infinite, leaves nothing but zeros.
+    // A range too small to divide by, or NaN, leaves nothing but zeros.
     const float steps = range > 1e-30f ? 255.0f / range : 0.0f;
     // Half to even, like every rounding here; the value lies in [0, 255].
     constexpr float kMagic = 12582912.0f;

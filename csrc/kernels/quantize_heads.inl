@@ -8,7 +8,12 @@ void quantize_panel(const QuantizePanelArgs& args) {
     const int64_t left = args.n - lane;
     const auto row = [&](int64_t k) { return load_left(args.src + k * args.ld_src + lane, left); };
     V::reg top = V::zero();
-    for (int64_t k = 0; k < args.k; ++k) top = V::max(top, V::abs(row(k)));
+    V::reg poison = V::zero();
+    for (int64_t k = 0; k < args.k; ++k) {
+      top = V::max(top, V::abs(row(k)));
+      poison = V::fma(row(k), V::zero(), poison);
+    }
+    top = V::add(top, poison);
 
     float inverse[V::kLanes];
     V::store(inverse, top);
@@ -35,7 +40,10 @@ void quantize_panel(const QuantizePanelArgs& args) {
     }
     float total[V::kLanes];
     V::store(total, sum);
-    for (int j = 0; j < V::kLanes; ++j) args.sum[lane + j] = static_cast<int32_t>(total[j]);
+    for (int j = 0; j < V::kLanes; ++j) {
+      // Of a poisoned column it may be NaN.
+      args.sum[lane + j] = inverse[j] > 0.0f ? static_cast<int32_t>(total[j]) : 0;
+    }
   }
 }
 
