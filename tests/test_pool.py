@@ -115,6 +115,23 @@ def test_inputs_that_cannot_go_to_a_process(running: pool.Pool) -> None:
     assert doubled(running, range(20)) == list(range(0, 40, 2))
 
 
+class Unreadable:
+    """Goes into a pickle, and does not come out."""
+
+    def __reduce__(self) -> Any:
+        return int, ("nothing",)
+
+
+def test_inputs_that_a_process_cannot_read(running: pool.Pool) -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        pool.run(running, [1, Unreadable(), 2], 1, False, {}, lambda parts: parts)
+    assert doubled(running, range(20)) == list(range(0, 40, 2))
+
+
+def test_many_chunks_wait_their_turn(running: pool.Pool) -> None:
+    assert doubled(running, range(60)) == list(range(0, 120, 2))
+
+
 def test_threads_share_a_pool(running: pool.Pool) -> None:
     calls = [range(start, start + 15) for start in range(0, 90, 15)]
     with ThreadPoolExecutor(3) as threads:

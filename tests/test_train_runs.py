@@ -98,8 +98,21 @@ def test_a_measured_target_is_told_by_what_was_asked_for(
     interrupted(run, train_ltp, speedup=1.5)
     with pytest.raises(ValueError, match=r"is of a run with speedup 1\.5;"):
         train_ltp(run, speedup=2.0)
-    with pytest.raises(ValueError, match=r"is of a run with target 0\.6667;"):
+    with pytest.raises(ValueError, match=r"is of a run with speedup 1\.5;"):
         train_ltp(run, target=0.5)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(runs, "macs_for_speedup", lambda *_, **__: 0.7)
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(ValueError, match=rf"is of a run with threads {threads};"):
+            train_ltp(run, speedup=1.5)
+    finally:
+        torch.set_num_threads(threads)
+    other = run_of(dense, tmp_path / "other")
+    interrupted(other, train_ltp, target=0.5)
+    with pytest.raises(ValueError, match=r"is of a run with target 0\.5;"):
+        train_ltp(other, speedup=1.5)
+    monkeypatch.setattr(runs, "macs_for_speedup", lambda *given, **_: 1 / given[2])
     policy = tokprune_rt.load(train_ltp(run, speedup=1.5).folder).policy
     assert policy is not None and policy.provenance["speedup"] == 1.5
 

@@ -72,7 +72,7 @@ def _integers(value: Any, where: str, *, bools: bool = False) -> NDArray[np.int6
     if array.dtype.kind not in "iu":
         # numpy makes objects or floats of integers that are too large for it; an array of objects
         # may hold any.
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+        if all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in value):
             try:
                 return np.asarray(value, dtype=np.int64)
             except OverflowError as err:

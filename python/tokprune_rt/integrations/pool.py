@@ -15,6 +15,8 @@ from typing import Any
 from tokprune_rt.progress import progress
 
 _LARGEST_CHUNK = 5000
+# For each process, pickled chunks that wait for it or have been answered: a copy of the inputs.
+_CHUNKS_AHEAD = 4
 
 
 class Pool(dict[str, Any]):
@@ -61,10 +63,11 @@ def _work(model: Any, tasks: Any, results: Any, current: Any) -> None:
     # A terminal sends Ctrl-C to every process; it is for the caller, who can go on with the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        run, number, inputs, options = pickle.loads(tasks.get())
+        run, number, task = tasks.get()
         if run != current.value:
             continue  # of a call that has ended without its results
         try:
+            inputs, options = pickle.loads(task)
             results.put((run, number, model.infer(inputs, **options)))
         except Exception as err:
             results.put((run, number, _portable(err)))
@@ -101,14 +104,22 @@ def run(
     starts = range(0, len(inputs), chunk_size)
     found: list[Any] = [None] * len(starts)
     with pool.lock, _numbered(pool) as run, progress(len(inputs), show) as advance:
-        for number, first in enumerate(starts):
-            task = (run, number, inputs[first : first + chunk_size], options)
-            # Here, where it can raise: the queue's own thread would drop what it cannot pickle.
-            pool["input"].put(pickle.dumps(task))
-        for _ in starts:
+
+        def receive() -> None:
             number, result = _next(pool, run)
             found[number] = result
             advance(min(chunk_size, len(inputs) - number * chunk_size))
+
+        ahead = _CHUNKS_AHEAD * len(pool["processes"])
+        for number, first in enumerate(starts):
+            # Pickled here, where it can raise: the queue's own thread would drop what it cannot
+            # pickle.
+            task = pickle.dumps((inputs[first : first + chunk_size], options))
+            pool["input"].put((run, number, task))
+            if number >= ahead:
+                receive()
+        for _ in starts[-ahead:]:
+            receive()
     for result in found:
         if isinstance(result, Exception):
             raise result

@@ -61,17 +61,23 @@ class OtherRunError(ValueError):
 
     def told(self, call: Callable[[str, Any], str]) -> str:
         """The message; ``call`` says a setting and its value as the user knows them."""
-        before = {
-            # A target that was measured is told by what was asked for.
-            name: value
-            for name, value in self.before.items()
-            if not (name == "target" and self.before.get("speedup"))
-        }
-        differences = ", ".join(call(name, value) for name, value in before.items())
+        differences = ", ".join(call(name, value) for name, value in self.before.items())
         return (
             f"{self.path} is of a run with {differences}; run with the same to go on, or delete "
             f"{self.path.parent} to begin anew"
         )
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What a user who wants to go on with the run ``before`` gives otherwise."""
+    names = [name for name in now if before.get(name) != now[name]]
+    told = [name for name in names if name in before]
+    if before.get("speedup"):
+        # Its target was measured, and is told by what was asked for.
+        told = [name for name in told if name not in ("target", "speedup")]
+        if before["speedup"] != now.get("speedup"):
+            told.append("speedup")
+    return {name: before.get(name) for name in told or names}
 
 
 def lengths_of(data: Encoded) -> list[int]:
@@ -305,9 +311,8 @@ class Training:
         if self._saved is None:
             return
         before, now = self._saved["run"], self._facts
-        other = {name: before.get(name) for name in now if before.get(name) != now[name]}
-        if other:
-            raise OtherRunError(self._path, other)
+        if any(before.get(name) != value for name, value in now.items()):
+            raise OtherRunError(self._path, _differing(before, now))
 
     def _weights(self, stage: Stage) -> dict[str, dict[str, Tensor]]:
         found = {"model": self.encoder.model.state_dict()}
