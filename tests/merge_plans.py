@@ -23,6 +23,10 @@ def bipartite(ratio: float | None = None, theta: float | None = None, **options:
     return {"kind": "bipartite"} | LIMITS | share | options
 
 
+def all_pairs(ratio: float | None = None, theta: float | None = None, **options: Any) -> Step:
+    return bipartite(ratio, theta, **options) | {"kind": "all_pairs"}
+
+
 def energy_pairs(ratio: float, margin: float, alpha: float = 1.0, **options: Any) -> Step:
     share = {"ratio": ratio, "of": "n", "round": "ceil", "margin": margin, "alpha": alpha}
     return {"kind": "energy_pairs"} | LIMITS | share | options
@@ -94,6 +98,16 @@ def plans() -> dict[str, dict[str, Any]]:
         ),
         "keys theta": plan(*every_layer(merge, "mid", KEYS, bipartite(theta=0.3))),
         "hidden theta": plan(*every_layer(merge, "mid", HIDDEN, bipartite(theta=0.35)), **nothing),
+        "all pairs": plan(*every_layer(merge, "mid", HIDDEN, all_pairs(0.7)), **last),
+        "all pairs of keys, weighed": plan(
+            *every_layer(merge, "mid", WEIGHED | {"of": "keys"}, all_pairs(0.5)), **nothing
+        ),
+        "all pairs above theta": plan(
+            merge(0, "embed", HIDDEN, all_pairs(theta=0.3, min_tokens=20)),
+            merge(0, "post", WEIGHED, all_pairs(theta=0.4)),
+            merge(1, "pre", HIDDEN, all_pairs(theta=2.0, max_tokens=16)),
+            merge(2, "mid", HIDDEN, all_pairs(0.5, of="n0", min_tokens=3)),
+        ),
         "keys energy": plan(*every_layer(merge, "mid", KEYS, energy_pairs(0.7, 0.2))),
         "hidden energy": plan(
             *every_layer(merge, "mid", HIDDEN, energy_pairs(0.8, 0.0, 0.5, round="floor")),

@@ -123,6 +123,7 @@ GROUPS: list[tuple[Document, Document]] = [
         {"ratio": 0.8, "of": "n0", "round": "floor", "theta": None},
     ),
     ({"kind": "bipartite", "theta": [1, -0.5]}, {**_SHARE, "ratio": None, "theta": -0.5}),
+    ({"kind": "all_pairs", "theta": [1, -0.5]}, {**_SHARE, "ratio": None, "theta": -0.5}),
     (
         {"kind": "energy_pairs", "ratio": 0.5, "margin": [0.9, 0.75]},
         {**_SHARE, "margin": 0.75, "alpha": 1.0},

@@ -207,6 +207,11 @@ def test_tokens_cannot_be_restored(select: Document) -> None:
         (MERGE, "most similar to one of the rest leave, until 90% of the tokens still there"),
         ({"kind": "bipartite", "theta": [0.9, 0.8]}, "more similar than 0.9 / 0.8 to one of"),
         (
+            {"kind": "all_pairs", "ratio": 0.7},
+            "the tokens most similar to another leave, until 70% of the tokens still there",
+        ),
+        ({"kind": "all_pairs", "theta": 0.9}, "tokens more similar than 0.9 to another leave"),
+        (
             {"kind": "energy_pairs", "ratio": 0.75, "of": "n0", "margin": 0.5},
             "(similar: from 0.5 on) leave, until 75% of the input's tokens are left",
         ),

@@ -24,6 +24,7 @@ from kernel_memory import assert_same_bits
 from merge_plans import (
     HIDDEN,
     KEYS,
+    all_pairs,
     bipartite,
     drop,
     energy_pairs,
@@ -134,6 +135,7 @@ def test_vector_levels_compute_the_same_bits(precision: str) -> None:
 ALONE = {
     "bipartite": lambda i, site: merge(i, site, HIDDEN, bipartite(1.0)),
     "theta": lambda i, site: merge(i, site, HIDDEN, bipartite(theta=2.0)),
+    "all pairs": lambda i, site: merge(i, site, HIDDEN, all_pairs(1.0)),
     "energy": lambda i, site: merge(i, site, HIDDEN, energy_pairs(1.0, 0.3)),
     "pool": lambda i, site: pool(i, site, pooling(1.0)),
     "min_tokens": lambda i, site: pool(i, site, pooling(0.1, min_tokens=99)),

@@ -14,6 +14,7 @@ from merge_plans import (
     COLUMN,
     HIDDEN,
     KEYS,
+    all_pairs,
     bipartite,
     drop,
     energy_pairs,
@@ -94,6 +95,39 @@ def test_bipartite_sides() -> None:
 
 
 @pytest.mark.parametrize(
+    ("select", "pairs", "expected"),
+    [
+        (all_pairs(0.84), SIX, []),
+        # 4 joins 2, the most similar of all, and 1 joins 2, too; 3 then has only 5.
+        (all_pairs(0.8), SIX, [[2, 4]]),
+        (all_pairs(0.6), SIX, [[1, 2, 4]]),
+        (all_pairs(0.5), SIX, [[1, 2, 3, 4]]),
+        (all_pairs(0.2), SIX, [[1, 2, 3, 4, 5]]),
+        (all_pairs(0.6), EQUAL, [[1, 2], [3, 4]]),
+        (all_pairs(0.8), EQUAL, [[1, 2]]),
+        # Two that others have joined do not join.
+        (all_pairs(0.1), EQUAL | {(1, 3): 0.7}, [[1, 2, 5], [3, 4]]),
+        (all_pairs(0.5, of="n0"), SIX, [[2, 4]]),
+        (all_pairs(theta=0.95), SIX, [[2, 4]]),
+        (all_pairs(theta=0.9), SIX, [[2, 4]]),
+        (all_pairs(theta=0.89), SIX, [[1, 2, 3, 4]]),
+        (all_pairs(theta=-2.0, min_tokens=5), SIX, [[2, 4]]),
+        (all_pairs(theta=2.0, max_tokens=5), SIX, [[2, 4]]),
+        (all_pairs(1.0, max_tokens=4), SIX, [[1, 2, 4]]),
+    ],
+)
+def test_all_pairs(select: dict[str, Any], pairs: Any, expected: list[list[int]]) -> None:
+    assert groups(select, 6, pairs) == expected
+
+
+def test_all_pairs_scores() -> None:
+    scores = found(all_pairs(0.5), 6, SIX, (0,)).scores
+    np.testing.assert_array_equal(scores, [math.nan, 0.9, math.nan, 0.9, 0.99, math.nan])
+    assert groups(all_pairs(0.1), 6, SIX, (0, 1, 2, 3, 4)) == []
+    assert groups(all_pairs(0.1), 1, {}, ()) == []
+
+
+@pytest.mark.parametrize(
     ("select", "expected"),
     [
         (energy_pairs(1.0, 0.0), []),
@@ -161,6 +195,12 @@ def test_margins() -> None:
     assert margin(bipartite(0.8), 6, SIX | {(2, 3): 0.5}) == pytest.approx(0.1)
     assert margin(bipartite(theta=0.81), 6, SIX | {(2, 3): 0.5}) == pytest.approx(0.01)
     assert margin(bipartite(1.0), 6, SIX) == math.inf
+    # Before 4 and 2 the next with one of them are 1 and 2; as many pairs as leave, then nothing.
+    assert margin(all_pairs(0.8), 6, SIX) == pytest.approx(0.09)
+    assert margin(all_pairs(0.8), 6, EQUAL) == 0
+    assert margin(all_pairs(0.6), 6, EQUAL) == pytest.approx(0.8)
+    assert margin(all_pairs(theta=0.85), 6, SIX) == 0
+    assert margin(all_pairs(theta=0.95), 6, SIX) == pytest.approx(0.04)
     # Energies .625 .525 .5 .35: of the first three, the last two are nearest.
     assert margin(energy_pairs(0.8, 0.0), 5, FOUR) == pytest.approx(0.025)
     assert margin(energy_pairs(0.8, 0.19), 5, FOUR) == pytest.approx(0.01)

@@ -76,6 +76,21 @@ def documents(layers: int) -> dict[str, dict[str, Any]]:
             step(WEIGHED, bipartite, MERGE, late),
             layers=layers,
         ),
+        "all-pairs": policy(
+            step(SIMILAR, {"kind": "all_pairs", "ratio": 0.6}, MERGE, every), layers=layers
+        ),
+        "all-pairs-bounds": policy(
+            step(
+                SIMILAR,
+                {"kind": "all_pairs", "theta": 0.3, "min_tokens": 9, "max_tokens": 20},
+                MERGE,
+                every,
+            ),
+            layers=layers,
+        ),
+        "all-pairs-weighed": policy(
+            step(WEIGHED, {"kind": "all_pairs", "ratio": 0.7}, MERGE, every, "post"), layers=layers
+        ),
         "weighed-after": policy(step(WEIGHED, bipartite, MERGE, every, "post"), layers=layers),
         "energy": preset("pitome", layers=layers, ratio=0.85),
         "merge-then-drop": policy(

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/check.h"
 #include "bind/convert.h"
@@ -14,6 +15,7 @@
 #include "cpu/topology.h"
 #include "kernels/registry.h"
 #include "model/engine.h"
+#include "ops/match.h"
 
 namespace tokprune::bind {
 namespace {
@@ -141,6 +143,26 @@ py::dict activations() {
   return result;
 }
 
+IntArray join_rows(const FloatArray& similarity, int64_t least, int64_t most, float above) {
+  require(similarity.ndim() == 2 && similarity.shape(0) == similarity.shape(1),
+          "similarity: expected a square matrix");
+  const int64_t count = similarity.shape(0);
+  const auto size = static_cast<std::size_t>(count);
+  std::vector<float> similarities(size);
+  std::vector<float> best(size);
+  std::vector<int32_t> partner(size);
+  std::vector<uint8_t> role(size);
+  IntArray host(count);
+  join_pairs({.similarity = similarity.data(), .ld = count, .count = count},
+             {.least = least, .most = most, .above = above},
+             {.host = host.mutable_data(),
+              .similarity = similarities.data(),
+              .best = best.data(),
+              .partner = partner.data(),
+              .role = role.data()});
+  return host;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -155,6 +177,9 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("precision"), py::arg("isa") = "", "What runs for a request on a level.");
   m.def("activations", &activations, "Activation functions and their Hugging Face names.");
+  m.def("join_rows", &join_rows, py::arg("similarity").noconvert(), py::arg("least"),
+        py::arg("most"), py::arg("above"),
+        "The row that each row joins, or -1, by the selector all_pairs.");
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "A compiled pruning policy.")
       .def(py::init(&to_plan), py::arg("plan"));

@@ -136,10 +136,10 @@ void read_combination(Reader& in, const std::string& kind, Step& step) {
     select.kind = SelectKind::kStride;
     select.k = stride;
   } else {
-    step.matching = Matching::kBipartite;
+    step.matching = kind == "bipartite" ? Matching::kBipartite : Matching::kAllPairs;
     const auto theta = in.get<py::object>("theta");
-    require(has_ratio == theta.is_none(),
-            "plan selector 'bipartite' needs either 'ratio' or 'theta'");
+    require(has_ratio == theta.is_none(), "plan selector '", kind,
+            "' needs either 'ratio' or 'theta'");
     select.kind = SelectKind::kThreshold;
     if (!has_ratio) select.value = -theta.cast<double>();
   }
@@ -154,7 +154,7 @@ void read_selector(const py::dict& dict, Step& step) {
   select.min_tokens = in.get<int64_t>("min_tokens");
   select.max_tokens = in.get<int64_t>("max_tokens");
   if (const auto kind = in.get<std::string>("kind");
-      kind == "bipartite" || kind == "energy_pairs" || kind == "pool") {
+      kind == "bipartite" || kind == "energy_pairs" || kind == "all_pairs" || kind == "pool") {
     read_combination(in, kind, step);
     return in.finish();
   }

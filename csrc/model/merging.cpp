@@ -70,6 +70,46 @@ Pruner::Sides Pruner::rank_energies(const Context& context, const Step& step, in
   return {{scratch.from.data(), merging}, {scratch.to.data(), merging}};
 }
 
+// The rows that join another one, and at the same place that one.
+Pruner::Sides Pruner::join_sequence(const Context& context, const Step& step, int64_t s,
+                                    const Scratch& scratch, const StateRows& states) const {
+  const RowSpan rows = alive(s);
+  const Selector& select = step.select;
+  std::size_t count = 0;
+  for (int32_t row = rows.begin; row < rows.begin + rows.count; ++row) {
+    if (is_mergeable(s, row)) scratch.from[count++] = row;
+  }
+  JoinLimits limits;
+  limits.least = rows.count - tokens_left(select, rows.count, batch_.length(s));
+  limits.most = limits.least;
+  if (select.kind == SelectKind::kThreshold) {
+    limits.above = static_cast<float>(-select.value);
+    limits.most = std::max(limits.least, rows.count - select.min_tokens);
+  }
+  if (limits.most <= 0 || count < 2) return {};
+  const std::span<const int32_t> candidates(scratch.from.data(), count);
+  const Joins joins{.host = scratch.position.data(),
+                    .similarity = scratch.similarity.data(),
+                    .best = scratch.score.data(),
+                    .partner = scratch.partner.data(),
+                    .role = scratch.is_protected.data()};
+  join_pairs(pair_similarities(context, scratch.match, states, candidates), limits, joins);
+  for (std::size_t i = 0; i < count; ++i) {
+    const int32_t host = joins.host[i];
+    scratch.to[i] = host < 0 ? -1 : candidates[static_cast<std::size_t>(host)];
+  }
+  std::size_t joined = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (scratch.to[i] < 0) continue;
+    scratch.from[joined] = scratch.from[i];
+    scratch.to[joined] = scratch.to[i];
+    scratch.similarity[joined] = scratch.similarity[i];
+    scratch.partner[joined] = static_cast<int32_t>(joined);
+    ++joined;
+  }
+  return {{scratch.from.data(), joined}, {scratch.to.data(), joined}};
+}
+
 int64_t Pruner::merge_sequence(const Context& context, const Step& step, int64_t s,
                                const Scratch& scratch, StateRows states) {
   const RowSpan rows = alive(s);
@@ -83,12 +123,17 @@ int64_t Pruner::merge_sequence(const Context& context, const Step& step, int64_t
     states.bias = match_bias_.data();
   }
   const bool alternates = step.matching == Matching::kBipartite;
-  const Sides sides =
-      alternates ? alternate(s, scratch) : rank_energies(context, step, s, scratch, states);
+  const bool compares_all = step.matching == Matching::kAllPairs;
+  const Sides sides = alternates     ? alternate(s, scratch)
+                      : compares_all ? join_sequence(context, step, s, scratch, states)
+                                     : rank_energies(context, step, s, scratch, states);
   const std::span<const int32_t> from = sides.from;
-  if (from.empty() || sides.to.empty()) return 0;
-  best_matches(context, scratch.match, states, from, sides.to,
-               {.partner = scratch.partner.data(), .similarity = scratch.similarity.data()});
+  const int64_t all_pairs = int64_t{rows.count} * (rows.count - 1) / 2;
+  if (from.empty() || sides.to.empty()) return compares_all ? all_pairs * states.cols : 0;
+  if (!compares_all) {
+    best_matches(context, scratch.match, states, from, sides.to,
+                 {.partner = scratch.partner.data(), .similarity = scratch.similarity.data()});
+  }
   std::fill_n(scratch.keep.data(), rows.count, uint8_t{0});
   if (alternates) {
     // What merging a token loses decides as an importance would; nothing else may leave.
@@ -130,6 +175,7 @@ int64_t Pruner::merge_sequence(const Context& context, const Step& step, int64_t
       scores[static_cast<std::size_t>(position_[from[i]])] = scratch.similarity[i];
     }
   }
+  if (compares_all) return all_pairs * states.cols;
   const int64_t ranked = alternates ? 0 : rows.count * rows.count;
   return (std::ssize(from) * std::ssize(sides.to) + ranked) * states.cols;
 }

@@ -30,14 +30,15 @@ void check_combination(const Plan& plan, const Step& step, const Score& score) {
   const bool pools = step.action == Action::kPool;
   require(merges == (step.matching != Matching::kNone) &&
               merges == (score.kind == ScoreKind::kSimilarity),
-          "merge, the selectors bipartite and energy_pairs, and similarity scores go together");
+          "merge, the selectors bipartite, energy_pairs and all_pairs, and similarity scores go "
+          "together");
   require(pools == (score.kind == ScoreKind::kUniform), "pool and uniform scores go together");
   require(pools || step.select.kind != SelectKind::kStride, "a stride belongs to pool");
   require(step.select.kind != SelectKind::kStride || step.select.k >= 2, "the stride is ",
           step.select.k, "; expected 2 or more");
   require(!score.keys || step.site == Site::kMid, "similarity of keys exists only at site mid");
-  require(score.attention == 0.0f || step.matching == Matching::kBipartite,
-          "similarity is weighed by attention in bipartite matching only");
+  require(score.attention == 0.0f || step.matching != Matching::kEnergyPairs,
+          "similarity weighed by attention does not go with energy_pairs");
   require(score.attention == 0.0f || step.site == Site::kMid || step.site == Site::kPost,
           "similarity weighed by attention exists at sites mid and post");
 }

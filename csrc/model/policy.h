@@ -44,7 +44,7 @@ enum class Action : uint8_t {
 constexpr bool combines(Action action) { return action >= Action::kPackage; }
 
 // How kMerge finds its pairs.
-enum class Matching : uint8_t { kNone, kBipartite, kEnergyPairs };
+enum class Matching : uint8_t { kNone, kBipartite, kEnergyPairs, kAllPairs };
 enum class OutputKind : uint8_t { kNone, kCls, kMean, kTokens };
 enum class OutputOver : uint8_t { kKept, kSize, kRestored };
 

@@ -127,6 +127,8 @@ class Pruner {
   Sides alternate(int64_t s, const Scratch& scratch) const;
   Sides rank_energies(const Context& context, const Step& step, int64_t s, const Scratch& scratch,
                       const StateRows& states) const;
+  Sides join_sequence(const Context& context, const Step& step, int64_t s, const Scratch& scratch,
+                      const StateRows& states) const;
   int64_t merge_sequence(const Context& context, const Step& step, int64_t s,
                          const Scratch& scratch, StateRows states);
   void pool_sequence(const Step& step, int64_t s, const Scratch& scratch);

@@ -58,6 +58,8 @@ def group(
         return _bipartite(spec, cosine, protected, n0)
     if spec["kind"] == "energy_pairs":
         return _energy_pairs(spec, cosine, protected, n0)
+    if spec["kind"] == "all_pairs":
+        return _all_pairs(spec, cosine, protected, n0)
     raise ValueError(f"unknown selector of groups {spec['kind']!r}")
 
 
@@ -110,6 +112,54 @@ def _energy_pairs(
     scores[a] = cosine[np.ix_(a, b)].max(axis=1)
     groups, closeness = _partners(cosine, a, b)
     return Grouping(groups, scores, min(margin, closeness))
+
+
+def _all_pairs(
+    spec: Mapping[str, Any], cosine: np.ndarray, protected: np.ndarray, n0: int
+) -> Grouping:
+    n = len(protected)
+    if (spec["ratio"] is None) == (spec["theta"] is None):
+        raise ValueError("all_pairs needs one of ratio and theta")
+    pairs = list(itertools.combinations(np.flatnonzero(~protected), 2))
+    pairs.sort(key=lambda pair: -cosine[pair])  # stable: ties stay in order of position
+    above = math.inf if spec["theta"] is None else spec["theta"]
+    left = n if spec["theta"] is not None else max(ratio_count(spec, n, n0), spec["min_tokens"])
+    if spec["max_tokens"] > 0:
+        left = min(left, spec["max_tokens"])
+    least = n - left
+    most = least if spec["theta"] is None else max(least, n - spec["min_tokens"])
+
+    host: dict[int, int] = {}
+    scores = np.full(n, math.nan)
+    margin = last = math.inf
+
+    def is_open(pair: tuple[int, int]) -> bool:
+        hosts = set(host.values())
+        return not any(i in host for i in pair) and not all(i in hosts for i in pair)
+
+    for place, (i, j) in enumerate(pairs):
+        if not is_open((i, j)):
+            continue
+        value = cosine[i, j]
+        if len(host) >= most:
+            margin = min(margin, last - value)  # it might have come before the last
+            break
+        if len(host) >= least:
+            margin = min(margin, abs(value - above))
+            if value <= above:
+                break
+        rivals = (pair for pair in pairs[place + 1 :] if i in pair or j in pair)
+        rival = next(filter(is_open, rivals), None)
+        if rival is not None:
+            margin = min(margin, value - cosine[rival])
+        guest = i if j in host.values() else j
+        host[guest] = i + j - guest
+        scores[guest] = last = value
+    groups = [
+        np.sort([*(guest for guest, at in host.items() if at == leader), leader])
+        for leader in set(host.values())
+    ]
+    return Grouping(sorted(groups, key=lambda group: group[0]), scores, float(margin))
 
 
 def _partners(

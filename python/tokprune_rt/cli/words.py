@@ -102,7 +102,7 @@ def _select_words(select: Select, scale: float) -> str:
         words = f"{_series(values['k'], str)} tokens stay"
     elif kind == "ratio":
         words = f"{_share_words(select)} stay"
-    elif kind in ("bipartite", "energy_pairs", "pool"):
+    elif kind in ("bipartite", "all_pairs", "energy_pairs", "pool"):
         words = _group_words(select)
     elif kind == "threshold":
         words = f"tokens with a score of at least {_series(values['theta'], scaled)} stay"
@@ -149,11 +149,15 @@ def _group_words(select: Select) -> str:
         return f"every {_series(values['stride'], str)} neighbours become one row"
     if "theta" in values:
         least = _series(values["theta"], _number)
-        return f"of every other token, those more similar than {least} to one of the rest leave"
+        among = "of every other token, those" if select.kind == "bipartite" else "tokens"
+        rest = "one of the rest" if select.kind == "bipartite" else "another"
+        return f"{among} more similar than {least} to {rest} leave"
     if select.kind == "pool":
         which = "neighbours become one row"
     elif select.kind == "bipartite":
         which = "of every other token, those most similar to one of the rest leave"
+    elif select.kind == "all_pairs":
+        which = "the tokens most similar to another leave"
     else:
         similar = _series(values["margin"], _number)
         which = f"tokens that resemble most others (similar: from {similar} on) leave"

@@ -65,7 +65,7 @@ class Score:
             only at `mid`, by the first step there.
         attention: of `similarity`: it falls by this, times the mean logarithm of what both tokens
             receive (c_j, head mean), so that tokens that matter little merge first. For `bipartite`
-            at `mid` and `post`, with the attention of that layer.
+            and `all_pairs` at `mid` and `post`, with the attention of that layer.
     """
 
     id: str
@@ -144,6 +144,11 @@ class Select:
             tokens, counted from 0, may leave; the partner of each is the most similar of those at
             an odd place. Either the most similar to their partner leave until the count is
             reached, or all with a similarity > theta (fp32). Without partners none leaves (ToMe).
+        all_pairs {ratio, of, round} or {theta}: the pairs of U are taken in order of falling
+            similarity (ties: the lower first token, then the lower second one). The second token
+            of a pair joins the first, or the one that none has joined yet joins the other; pairs
+            are passed over of which a token has joined another, or both have been joined. It ends
+            when the count is reached, or at the first similarity <= theta (fp32).
         energy_pairs {ratio, of, round, margin, alpha}: the energy of a token is the mean over U of
             f(similarity), f(x) = x from margin on and alpha * (exp(x - margin) - 1) below; `alpha`
             is 1 by default. For r tokens to leave, at most |U| // 2, the 2r of highest energy are
@@ -156,7 +161,8 @@ class Select:
             of `stride` >= 2, the last perhaps smaller.
 
     Every kind also takes min_tokens and max_tokens, see `Limits`; the stricter bound holds. Only
-    max_tokens overrules a stride, and in `bipartite` it holds as far as tokens may leave at all.
+    max_tokens overrules a stride, and in `bipartite` and `all_pairs` it holds as far as tokens may
+    leave at all.
 
     Attributes:
         kind: see above.

@@ -18,6 +18,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "rank_bins": {"bin_rule": "int"},
     "predicted_ratio": {"activation": "gelu"},
     "bipartite": {"ratio": None, "of": "n", "round": "ceil", "theta": None},
+    "all_pairs": {"ratio": None, "of": "n", "round": "ceil", "theta": None},
     "energy_pairs": {"of": "n", "round": "ceil", "alpha": 1.0},
     "pool": {"ratio": None, "of": "n", "round": "ceil", "stride": 0},
 }

@@ -114,6 +114,7 @@ SELECTORS: dict[str, dict[str, Field]] = {
         "bin_rule": Field(choice("int", "float32"), "int"),
     },
     "bipartite": {**_RATIO, "theta": _COSINE},
+    "all_pairs": {**_RATIO, "theta": _COSINE},
     "energy_pairs": {**_RATIO, "margin": _COSINE, "alpha": Field(number(0), 1.0, aligned=True)},
     "pool": {**_RATIO, "stride": Field(integer(2), aligned=True)},
 }
@@ -121,6 +122,7 @@ SELECTORS: dict[str, dict[str, Field]] = {
 
 ALTERNATIVES: dict[str, dict[str, tuple[str, ...]]] = {
     "bipartite": {"ratio": ("of", "round"), "theta": ()},
+    "all_pairs": {"ratio": ("of", "round"), "theta": ()},
     "pool": {"ratio": ("of", "round"), "stride": ()},
 }
 """Selectors with fields of which exactly one is given; each with the fields that belong to it."""

@@ -16,7 +16,7 @@ SCALED = {"threshold": "theta", "threshold_n": "eta", "threshold_rel": "t"}
 """Selectors whose numbers a profile's `theta_scale` multiplies, with the field's name."""
 
 _GROUPED = {
-    "merge": ("similarity", ("bipartite", "energy_pairs")),
+    "merge": ("similarity", ("bipartite", "energy_pairs", "all_pairs")),
     "pool": ("uniform", ("pool",)),
 }
 """Actions that group tokens, each with the kind of score and the selectors that only it has."""
@@ -167,9 +167,9 @@ def _check_grouping(policy: Policy, index: int) -> None:
             found = f'"{step.action}" with select kind "{select.kind}" on {score.kind} "{score.id}"'
             allowed = f'"{action}" exactly with select kind {names(selectors)} on a score of {kind}'
             fail(f"{path}.action.kind", found, allowed)
-    if score.attention and select.kind != "bipartite":
+    if score.attention and select.kind == "energy_pairs":
         found = f'"{select.kind}" on similarity "{score.id}" weighed by attention'
-        fail(f"{path}.select.kind", found, '"bipartite"')
+        fail(f"{path}.select.kind", found, '"bipartite" or "all_pairs"')
     if score.kind != "similarity" or score.of != "keys":
         return
     if step.site != "mid":

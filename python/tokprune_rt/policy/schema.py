@@ -136,7 +136,7 @@ class Profile:
 
     Attributes:
         theta_scale: multiplies theta, eta and t of every step, after `steps`; floors, the t of
-            `gate` and the theta of `bipartite` stay.
+            `gate` and the theta of merging stay.
         steps: per step None or the select fields that replace those of the step; empty means
             that no step is overridden. Where a step has one of two fields (ratio or theta, ratio
             or stride), a profile may replace that one.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tokprune_rt import _core
 from tokprune_rt.train.select import Spec, ranks, rounded, select
 
 
@@ -32,15 +33,17 @@ def merged(
     """Groups of similar rows.
 
     Args:
-        spec: a compiled selection, `bipartite` or `energy_pairs`.
+        spec: a compiled selection of action merge.
         rows: [B, S, k], compared by cosine; the living ones come first.
         alive, protected, lengths: as for `select`.
-        bias: [B, S], added to the similarities of a row's pairs; `bipartite` only.
+        bias: [B, S], added to the similarities of a row's pairs; not for `energy_pairs`.
     """
     unit = functional.normalize(rows.float(), dim=-1)
     free = alive & ~protected
     if spec["kind"] == "energy_pairs":
         return _energy_pairs(spec, unit, alive, free, lengths)
+    if spec["kind"] == "all_pairs":
+        return _all_pairs(spec, unit, alive, free, lengths, bias)
     return _bipartite(spec, unit, alive, free, lengths, bias)
 
 
@@ -66,6 +69,33 @@ def _bipartite(
         rule = {**spec, "kind": "threshold", "theta": -spec["theta"]}
     stays = select(rule, scores, alive, ~candidates, lengths)
     return _joined(alive, candidates & ~stays, target)
+
+
+def _all_pairs(
+    spec: Spec, unit: Tensor, alive: Tensor, free: Tensor, lengths: Tensor, bias: Tensor | None
+) -> Tensor:
+    similarity = unit @ unit.transpose(1, 2)
+    if bias is not None:
+        similarity = similarity + bias[:, :, None] + bias[:, None, :]
+    count = alive.sum(dim=1)
+    left = count if spec["theta"] is not None else _left(spec, alive, lengths)
+    if spec["max_tokens"] > 0:
+        left = left.clamp(max=spec["max_tokens"])
+    least = count - left
+    most, above = least, 0.0
+    if spec["theta"] is not None:
+        most, above = torch.maximum(least, count - spec["min_tokens"]), spec["theta"]
+    # A pair depends on those before, and the runtime has a fast loop for that.
+    places = torch.arange(alive.shape[1], device=alive.device).expand(alive.shape)
+    target = places.cpu().clone()
+    for text, (rows, matrix) in enumerate(zip(free.cpu(), similarity.cpu(), strict=True)):
+        among = rows.nonzero()[:, 0]
+        pairs = matrix[among[:, None], among].contiguous().numpy()
+        host = torch.from_numpy(_core.join_rows(pairs, int(least[text]), int(most[text]), above))
+        joins = host >= 0
+        target[text, among[joins]] = among[host[joins].long()]
+    target = target.to(alive.device)
+    return _joined(alive, target != places, target)
 
 
 def _energy_pairs(spec: Spec, unit: Tensor, alive: Tensor, free: Tensor, lengths: Tensor) -> Tensor:
