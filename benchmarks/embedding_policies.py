@@ -63,6 +63,15 @@ def _weighed(document: Document) -> Document:
     return {**document, "scores": {name: score for name in document["scores"]}}
 
 
+def _all_pairs(document: Document) -> Document:
+    """What merges is taken from all pairs, as `tokprune calibrate` does."""
+    steps = [
+        {**s, "select": {**s["select"], "kind": FAMILIES["merge-weighed"].select}}
+        for s in document["steps"]
+    ]
+    return {**document, "steps": steps}
+
+
 def _merge(keep: float, metric: str = "hidden", **options: Any) -> Document:
     return preset("tome", layers=LAYERS, ratio=keep, metric=metric, **options)
 
@@ -84,6 +93,7 @@ METHODS: dict[str, Callable[[float], Document]] = {
     "pitome": lambda keep: preset("pitome", layers=LAYERS, ratio=keep, metric="hidden"),
     "merge": _merge,
     "merge, by attention, too": lambda keep: _weighed(_merge(keep)),
+    "merge, all pairs, by attention": lambda keep: _all_pairs(_weighed(_merge(keep))),
     "merge, kept mean": lambda keep: _over(_merge(keep), "kept"),
     "merge, no log-size bias": lambda keep: _unbiased(_merge(keep)),
     "merge, skip_below 32": lambda keep: _merge(keep, skip_below=32),

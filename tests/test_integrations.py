@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tokprune_rt.errors import how_to_install
+
 ROOT = Path(__file__).parents[1]
 MODULES = {
     "sentence_module": ("sentence_transformers", "sentence-transformers"),
@@ -49,7 +51,7 @@ def test_a_missing_project_names_its_extra() -> None:
     extras = [extra for _, extra in MODULES.values()] + ["sentence-transformers"]
     assert len(lines) == len(extras)
     for line, extra in zip(lines, extras, strict=True):
-        assert line.endswith(f'is not installed: pip install "tokprune-rt[{extra}]"')
+        assert line.endswith(f"is not installed: {how_to_install(extra)}")
 
 
 def test_extras_exist() -> None:

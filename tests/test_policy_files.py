@@ -125,6 +125,24 @@ def test_missing_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("calibratd", 'did you mean "calibrated"?'),
+        ("ltp", 'ltp is a preset: --preset ltp, or in Python tokprune_rt.policy.preset("ltp"'),
+        (
+            "fast",
+            "allowed: auto, off, calibrated, a file, or a model folder with a token_policy.json",
+        ),
+    ],
+)
+def test_names_that_are_no_policies(name: str, meant: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        load_policy(name)
+    assert str(caught.value).startswith(f"{name}: no such policy file; ")
+    assert meant in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("content", "fragment"),
     [
         (b"", "not valid JSON"),

@@ -184,7 +184,7 @@ int64_t join_pairs(const Pairs& pairs, const JoinLimits& limits, const Joins& jo
     joins.partner[i] = found ? static_cast<int32_t>(i + 1 + (at - begin)) : -1;
   }
   int64_t joined = 0;
-  while (joined < limits.most) {
+  while (joined < limits.most && pairs.count > 0) {
     const int64_t i = std::max_element(joins.best, joins.best + pairs.count) - joins.best;
     const int64_t j = joins.partner[i];
     if (j < 0) break;  // no pair is left

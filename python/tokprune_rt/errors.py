@@ -10,6 +10,11 @@ from __future__ import annotations
 __all__ = ["ModelFormatError", "PolicyError", "TokpruneError", "UnsupportedModelError"]
 
 
+def how_to_install(extra: str) -> str:
+    """The commands that install one of this package's extras."""
+    return f'pip install "tokprune-rt[{extra}]", or in a checkout pip install ".[{extra}]"'
+
+
 class TokpruneError(Exception):
     """Base class of the errors of this package."""
 

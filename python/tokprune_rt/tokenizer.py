@@ -229,7 +229,7 @@ class Tokenizer:
                 if len(encoding.ids) > self.max_length:
                     raise InputTooLongError(
                         f"text {index} has {len(encoding.ids)} tokens, the limit is "
-                        f"{self.max_length}; shorten it or allow truncation with truncate=True"
+                        f"{self.max_length}; shorten it or allow truncation (truncate=True)"
                     )
         return encodings
 

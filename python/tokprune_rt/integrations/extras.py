@@ -5,10 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from tokprune_rt.errors import how_to_install
+
 
 def missing(project: str, extra: str) -> ImportError:
     """The error for a project that is not installed; it names the command that installs it."""
-    return ImportError(f'{project} is not installed: pip install "tokprune-rt[{extra}]"')
+    return ImportError(f"{project} is not installed: {how_to_install(extra)}")
 
 
 def require(project: str, extra: str) -> Any:

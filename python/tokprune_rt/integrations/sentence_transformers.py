@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -308,6 +308,8 @@ def _texts(inputs: Any) -> list[str]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             hint = "; pairs are for CrossEncoder" if isinstance(text, tuple | list) else ""
+            if isinstance(text, Iterator | Set | Mapping):
+                hint = "; give the texts as a list"
             raise ValueError(f"inputs[{index}] must be a str, got {type(text).__name__}{hint}")
     return texts
 

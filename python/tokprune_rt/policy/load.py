@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 from ..errors import PolicyError
 from .checks import mapping
 from .parse import parse_policy
+from .presets import PRESETS
 from .schema import Policy
 from .storage import JSON_NAME, TENSORS_NAME, read_json, read_tensors
 
 PolicySource = Policy | Mapping[str, Any] | str | os.PathLike[str]
 """What `load_policy` accepts: a policy, a document, a JSON file or a model folder."""
+
+# What `tokprune_rt.load` takes beside these.
+_NAMES = ("auto", "off", "calibrated")
 
 
 def _load_file(path: Path) -> Policy:
@@ -53,10 +58,27 @@ def load_policy(source: PolicySource) -> Policy:
     if not isinstance(source, (str, os.PathLike)):
         kind = type(source).__name__
         raise TypeError(
-            f'a policy must be "auto", "off", "calibrated", a path, a dict or a Policy, not {kind}'
+            f"a policy must be one of {', '.join(_NAMES)}, a path, a dict or a Policy, not {kind}"
         )
     path = Path(source)
+    if not path.exists():
+        raise PolicyError(f"{path}: no such policy file; {_meant(str(source))}")
     return _load_file(path / JSON_NAME if path.is_dir() else path)
+
+
+def _meant(name: str) -> str:
+    if name in PRESETS:
+        return (
+            f"{name} is a preset: --preset {name}, or in Python "
+            f'tokprune_rt.policy.preset("{name}", layers=N)'
+        )
+    for close in difflib.get_close_matches(name, _NAMES, 1):
+        return f'did you mean "{close}"?'
+    return (
+        f"allowed: {', '.join(_NAMES)}, a file, or a model folder with a {JSON_NAME}; published "
+        "methods are presets (--preset NAME, or in Python tokprune_rt.policy.preset), and a "
+        "profile is named beside its policy"
+    )
 
 
 def find_policy(folder: str | os.PathLike[str]) -> Policy | None:

@@ -44,10 +44,7 @@ def read_json(path: Path) -> object:
     except PolicyError:
         raise
     except FileNotFoundError:
-        raise PolicyError(
-            f"{path}: no such policy file (published methods are presets: --preset NAME, or in "
-            "Python tokprune_rt.policy.preset)"
-        ) from None
+        raise PolicyError(f"{path}: no such policy file") from None
     except OSError as error:
         raise PolicyError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

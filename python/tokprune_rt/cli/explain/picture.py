@@ -16,6 +16,7 @@ from tokprune_rt.cli.console import printable
 from tokprune_rt.cli.explain.data import Explanation, TokenFate
 from tokprune_rt.cli.explain.palette import hex_colour, ink, layer_colours
 from tokprune_rt.cli.explain.terminal import notes, summary_line
+from tokprune_rt.errors import how_to_install
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def png_bytes(explanation: Explanation) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            '--png needs matplotlib; install it with pip install "tokprune-rt[plot]"'
+            f"--png needs matplotlib; install it with {how_to_install('plot')}"
         ) from error
     pieces = list(lay_out(explanation))
     lines = max((piece.line for piece in pieces), default=0) + 1
