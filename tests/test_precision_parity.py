@@ -145,3 +145,13 @@ def test_int8_layers_follow_the_documented_formulas(
     assert errors.max() <= 0.1
     # The formulas matter: no row is as close to float32.
     assert (state_errors(encoder, model, some_ids, "fp32") > 1e-3).all()
+
+
+@pytest.mark.parametrize("length", [63, 64, 65])
+def test_int8_attention_begins_at_64_rows(
+    minilm_folder: Any, torch_model: Any, some_ids: list[list[int]], length: int
+) -> None:
+    rows = [item[: length - 1] + item[-1:] for item in some_ids if len(item) >= length]
+    assert rows
+    encoder, model = shallow(minilm_folder, "int8", 1), Truncated(torch_model, 1)
+    assert (state_errors(encoder, model, rows, "int8") <= 2e-5).mean() >= 0.85

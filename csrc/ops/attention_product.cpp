@@ -10,12 +10,15 @@ using kernels::kPanel;
 
 // The same on every level, or results would differ.
 static constexpr int64_t kInt8Rows = 64;
+// Up to which sums fit, see GemmInt8Args.
+static constexpr int64_t kInt8MostRows = 1 << 16;
 
 Precision attention_precision(const kernels::KernelTable& kernels, Precision precision,
                               int64_t rows) {
   const bool widened = precision == Precision::kBf16 && !kernels.gemm_bf16;
-  const bool too_short = precision == Precision::kInt8 && rows < kInt8Rows;
-  return widened || too_short ? Precision::kFp32 : precision;
+  const bool unsuited =
+      precision == Precision::kInt8 && (rows < kInt8Rows || rows > kInt8MostRows);
+  return widened || unsuited ? Precision::kFp32 : precision;
 }
 
 int64_t HeadProduct::depth() const {
