@@ -16,8 +16,7 @@ static constexpr int64_t kInt8MostRows = 1 << 16;
 Precision attention_precision(const kernels::KernelTable& kernels, Precision precision,
                               int64_t rows) {
   const bool widened = precision == Precision::kBf16 && !kernels.gemm_bf16;
-  const bool unsuited =
-      precision == Precision::kInt8 && (rows < kInt8Rows || rows > kInt8MostRows);
+  const bool unsuited = precision == Precision::kInt8 && (rows < kInt8Rows || rows > kInt8MostRows);
   return widened || unsuited ? Precision::kFp32 : precision;
 }
 
