@@ -91,6 +91,7 @@ def test_odd_texts_encode(model: Any) -> None:
         ([[2, 10**6]], ValueError, r"input_ids\[0\]\[1\] is 1000000"),
         ([[2**40, 3]], ValueError, "is 1099511627776"),
         ([np.array([2, 10**6], object)], ValueError, r"input_ids\[0\]\[1\] is 1000000"),
+        ([np.array([2, np.int64(10**6)], object)], ValueError, r"input_ids\[0\]\[1\] is 1000000"),
         ([[2**63, 3]], ValueError, "64 bits"),
         ([np.array([3, 2**63], np.uint64)], ValueError, r"input_ids\[0\]\[1\]"),
         ([[2**70, 3]], ValueError, "64 bits"),

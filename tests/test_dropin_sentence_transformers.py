@@ -110,6 +110,13 @@ def test_encode(both: tuple[Any, Any], name: str) -> None:
     same_outcome(lambda: ENCODE[name](ours), lambda: ENCODE[name](theirs))
 
 
+def test_texts_that_are_not_in_a_list(both: tuple[Any, Any]) -> None:
+    ours, _ = both
+    for texts in ({"a"}, (text for text in TEXTS)):
+        with pytest.raises(ValueError, match=r"must be a str, got .*; give the texts as a list"):
+            ours.encode(texts)
+
+
 def test_lists_of_everything(both: tuple[Any, Any]) -> None:
     """Per text as there, without the padding of the batch it happened to be in."""
     found, expected = (model.encode(TEXTS, output_value=None) for model in both)

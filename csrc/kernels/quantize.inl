@@ -45,7 +45,7 @@ void quantize_rows(const QuantizeRowsArgs& args) {
     float top;
     value_range(src, args.cols, bottom, top);
     const float range = top - bottom;
-    // A range too small to divide by, or NaN, leaves nothing but zeros.
+    // A range too small to divide by, infinite or NaN leaves nothing but zeros.
     const float steps = range > 1e-30f ? 255.0f / range : 0.0f;
     // Half to even, like every rounding here; the value lies in [0, 255].
     constexpr float kMagic = 12582912.0f;
